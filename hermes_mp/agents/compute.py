@@ -1,0 +1,138 @@
+"""The compute agent of a launch: imports torch, builds the model on streamed units, answers the daemon's requests.
+
+A thin shell: the model is `models.streamed`'s, units come through `agents.supplying`, tasks from `models.tasks`.
+It never touches the terminal; what it has to say goes to the daemon as messages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hermes_mp.agents.supplying import LinkedSupply
+from hermes_mp.errors import HermesError
+from hermes_mp.host import memory
+from hermes_mp.host.arena import Arena
+from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
+from hermes_mp.host.wire import Link, Peer
+from hermes_mp.messages import (
+    MAX_TEXT_CHARS,
+    ComputeFailed,
+    RequestAnswered,
+    RequestFailed,
+    RunRequest,
+    StopCompute,
+    TextStreamed,
+    ToCompute,
+)
+
+if TYPE_CHECKING:
+    from hermes_mp.models.tasks.task import Task
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`arguments`: one JSON text, see `Daemon._spawn_compute`. Exit code 0, or that of the error it reported."""
+    settings: dict[str, Any] = json.loads(arguments[0])
+    ignore_interrupts()
+    watch = DeathWatch(settings["parent_pid"], settings["death_fd"])
+    watch.be_killed_with_parent()
+    from setproctitle import setproctitle
+
+    setproctitle("hermes: compute")
+    link: Link[ToCompute] = Link(
+        settings["endpoint"], Peer("compute", 0, settings["epoch"]), ToCompute, daemon_fd=settings["death_fd"]
+    )
+    try:
+        _Compute(settings, link).run()
+    except HermesError as error:
+        link.send(ComputeFailed(error.exit_code, error.line()[:MAX_TEXT_CHARS], ""))
+        return error.exit_code
+    except Exception as error:  # an entry point: whatever it is becomes a message
+        text = f"{type(error).__name__}: {error}"[:MAX_TEXT_CHARS]
+        link.send(ComputeFailed(70, text, traceback.format_exc()[-MAX_TEXT_CHARS:]))
+        return 70
+    return 0
+
+
+class _Compute:
+    def __init__(self, settings: dict[str, Any], link: Link[ToCompute]) -> None:
+        self.settings, self.link = settings, link
+        arena = Arena.attach(settings["arena_fd"])
+        self.supply = LinkedSupply(link, arena, os.getpid())
+        self.parts: dict[int, str] = {}
+
+    def run(self) -> None:
+        directory = Path(self.settings["directory"])
+        self.supply.say("importing torch")
+        import torch
+
+        if self.settings["threads"]:
+            torch.set_num_threads(self.settings["threads"])
+        from hermes_mp.models.footprint import check_call, check_generate
+        from hermes_mp.models.prepare import prepare, settle
+        from hermes_mp.models.streamed import stream
+        from hermes_mp.models.tasks.task import open_task
+
+        _quiet_libraries()
+        checkpoint = find_checkpoint(directory)
+        made = prepare(
+            checkpoint, self.settings["dtype"], self.settings["context"], self.settings["batch"], self.supply.say
+        )
+        self.supply.use(made.division.list)
+        limited, footprint = self.settings["limited"], made.footprint
+        model = stream(
+            made.skeleton,
+            made.division,
+            self.supply,
+            (lambda call: check_call(footprint, call)) if limited else (lambda call: None),
+            (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
+        )
+        task = open_task(model, directory, self.settings["options"])
+        settle(made.skeleton.dtype)
+        base = memory.exact(os.getpid()).total_nbytes
+        self.supply.describe(base, footprint.reserve_nbytes)
+        while True:
+            request = self.supply.next_request()
+            if isinstance(request, StopCompute):
+                return
+            whole = self._whole(request)
+            if whole is not None:
+                self._answer(task, request, whole)
+
+    def _whole(self, request: RunRequest) -> dict[str, Any] | None:
+        text = self.parts.pop(request.request, "") + request.text
+        if not request.last:
+            self.parts[request.request] = text
+            return None
+        whole: dict[str, Any] = json.loads(text)
+        return whole
+
+    def _answer(self, task: Task, request: RunRequest, whole: dict[str, Any]) -> None:
+        def say(text: str) -> None:
+            for part in _parts(text):
+                self.link.send(TextStreamed(request.request, part))
+
+        try:
+            answer = task.answer(whole, say, request.final)
+        except HermesError as error:
+            self.link.send(RequestFailed(request.request, error.exit_code, error.line()[:MAX_TEXT_CHARS]))
+            return
+        parts = _parts(json.dumps(answer))
+        for number, part in enumerate(parts):
+            self.link.send(RequestAnswered(request.request, number, number == len(parts) - 1, part))
+
+
+def _parts(text: str) -> list[str]:
+    return [text[at : at + MAX_TEXT_CHARS] for at in range(0, len(text), MAX_TEXT_CHARS)] or [""]
+
+
+def _quiet_libraries() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

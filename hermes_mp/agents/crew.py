@@ -1,0 +1,138 @@
+"""The loaders as processes: spawned, watched by pidfd, killed, reaped, and started again as `core.lifecycle` says."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hermes_mp.agents.loader import LoaderArguments
+from hermes_mp.core import lifecycle
+from hermes_mp.core.lifecycle import AllLost, Crew, Happened, Spawn
+from hermes_mp.host.arena import Arena
+from hermes_mp.host.children import LOADER_OOM_SCORE, Child, DeathPipe, spawn
+from hermes_mp.host.progress import ProgressBoard
+from hermes_mp.host.wire import Peer, Poller
+from hermes_mp.messages import Epoch, LoaderNo
+
+CHUNK_NBYTES = 8 << 20
+
+
+class LoaderCrew:
+    """Every living loader process. `on_gone` hears of each that the kernel has ended, `on_lost` of the last."""
+
+    def __init__(
+        self,
+        count: int,
+        endpoint: str,
+        run_dir: Path,
+        arena: Arena,
+        poller: Poller,
+        death: DeathPipe,
+        on_gone: Callable[[LoaderNo, Epoch], None],
+        on_lost: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._crew = Crew(count)
+        self._endpoint, self._run_dir, self._arena = endpoint, run_dir, arena
+        self._poller, self._death = poller, death
+        self._on_gone, self._on_lost, self._say = on_gone, on_lost, say
+        self.progress = ProgressBoard.create()
+        self._children: dict[tuple[LoaderNo, Epoch], Child] = {}
+        self._by_fd: dict[int, tuple[LoaderNo, Epoch]] = {}
+        self._stopping = False
+
+    def start(self) -> None:
+        self._perform(self._crew.start())
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by the name a report shows."""
+        return {f"loader {number}": child.pid for (number, _), child in self._children.items()}
+
+    def peers(self) -> list[Peer]:
+        return [Peer("loader", number, epoch) for number, epoch in self._children]
+
+    def happened(self, loader: LoaderNo, epoch: Epoch, what: Happened) -> None:
+        """Something a loader said."""
+        self._perform(self._crew.handle(loader, epoch, what, time.monotonic_ns()))
+
+    def kill(self, loader: LoaderNo, epoch: Epoch) -> None:
+        child = self._children.get((loader, epoch))
+        if child is not None:
+            self.happened(loader, epoch, Happened.KILL_SENT)
+            child.kill()
+
+    def readable(self, fd: int) -> bool:
+        """Handle a pidfd that became readable; False where it is none of ours."""
+        key = self._by_fd.get(fd)
+        if key is None:
+            return False
+        self._reap(key, 0.0)
+        return True
+
+    def settle(self, timeout_s: float) -> None:
+        """Wait until every loader that was killed is gone; their successors are then on their way."""
+        for number, epoch in list(self._children):
+            self._reap((number, epoch), timeout_s)
+
+    def stop(self, timeout_s: float) -> None:
+        """Wait for all to leave, then kill those that have not; nothing is left afterwards."""
+        self._stopping = True
+        for number, epoch in list(self._children):
+            self.happened(number, epoch, Happened.STOP_ASKED)
+        deadline = time.monotonic() + timeout_s
+        for key in list(self._children):
+            self._reap(key, max(0.0, deadline - time.monotonic()))
+        for key, child in list(self._children.items()):
+            child.kill()
+            self._reap(key, 30.0)
+        self.progress.close()
+
+    def _reap(self, key: tuple[LoaderNo, Epoch], timeout_s: float) -> None:
+        child = self._children[key]
+        pidfd = child.pidfd
+        self._poller.forget(pidfd)
+        cause = child.reap(timeout_s)
+        if cause is None:
+            self._poller.watch(pidfd)
+            return
+        del self._children[key], self._by_fd[pidfd]
+        number, epoch = key
+        if not self._stopping:
+            self._say(f"loader {number} ended ({cause})")
+        self._on_gone(number, epoch)
+        self._perform(self._crew.handle(number, epoch, Happened.EXITED, time.monotonic_ns()))
+
+    def _perform(self, actions: list[lifecycle.Action]) -> None:
+        for action in actions:
+            if isinstance(action, Spawn):
+                self._spawn(action.loader, action.epoch)
+            elif isinstance(action, AllLost):
+                self._on_lost(action.why)
+            else:
+                self._say(f"going on with {action.left} loaders: loader {action.loader}, {action.why}")
+
+    def _spawn(self, loader: LoaderNo, epoch: Epoch) -> None:
+        arguments = LoaderArguments(
+            loader=loader,
+            epoch=epoch,
+            endpoint=self._endpoint,
+            run_dir=str(self._run_dir),
+            parent_pid=os.getpid(),
+            death_fd=self._death.read_fd,
+            arena_fd=self._arena.fd,
+            progress_fd=self.progress.fd,
+            chunk_nbytes=CHUNK_NBYTES,
+        )
+        child = spawn(
+            "hermes_mp.agents.loader",
+            f"hermes: loader {loader}",
+            arguments.to_words(),
+            arguments.pass_fds,
+            LOADER_OOM_SCORE,
+            light=True,
+        )
+        self._children[loader, epoch] = child
+        self._by_fd[child.pidfd] = (loader, epoch)
+        self._poller.watch(child.pidfd)

@@ -1,0 +1,487 @@
+"""The daemon: one loop that joins `core.pipeload` to sockets, processes, the arena and the clock. Never imports torch.
+
+It is the parent of the loaders and, in a launch, of compute; behind `hermes_mp.load` it is the caller's child and
+compute is the caller. Everything it decides is decided in `core`; what is shown to people is its front's.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hermes_mp.agents.crew import LoaderCrew
+from hermes_mp.core import pipeload
+from hermes_mp.core.budget import Needs, share_out
+from hermes_mp.core.lifecycle import Happened
+from hermes_mp.core.pipeload import (
+    Announce,
+    Kill,
+    Load,
+    LoaderGone,
+    NoLoadersLeft,
+    Pipeload,
+    ProgressSeen,
+    Refuse,
+    SlotAdded,
+    SlotsWanted,
+    Tick,
+)
+from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
+from hermes_mp.errors import ComputeLost, HermesError, LoadersLost, OutOfMemory, PeerError, revived
+from hermes_mp.host import memory, unitcache
+from hermes_mp.host.arena import Arena
+from hermes_mp.host.checkpoint import Checkpoint
+from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, DeathPipe, spawn
+from hermes_mp.host.rundir import RunDirectory
+from hermes_mp.host.wire import Hub, Peer, Poller
+from hermes_mp.messages import (
+    MAX_TEXT_CHARS,
+    AskUnit,
+    ComputeFailed,
+    ComputeStarted,
+    Epoch,
+    FileNamed,
+    FromCompute,
+    FromLoader,
+    LoaderFailed,
+    LoaderNo,
+    LoaderStarted,
+    LoadFailed,
+    LoadUnit,
+    OpenFile,
+    PassForecast,
+    RunRequest,
+    SlotNo,
+    SlotsDivided,
+    StopCompute,
+    StopLoader,
+    Ticket,
+    UnitDescribed,
+    UnitDone,
+    UnitFailed,
+    UnitLoaded,
+    UnitNo,
+    UnitReady,
+    UnitsDescribed,
+)
+
+TURN_S = 0.1  # the longest sleep of the loop: memory is sampled and the person kept informed this often
+LEAVE_S = 2.0  # how long children may take to leave when asked
+COMPUTE = Peer("compute", 0, 1)
+
+
+@dataclass(frozen=True)
+class DaemonSettings:
+    """What a daemon is told. `caller_death_fd` hangs up when the caller behind `load` is gone; -1 in a launch."""
+
+    checkpoint: Checkpoint
+    loaders: int
+    memory: int | None
+    context: int | None
+    batch: int
+    dtype: str
+    threads: int | None
+    options: dict[str, Any] = field(default_factory=dict)
+    caller_death_fd: int = -1
+    sample_exactly: bool = False
+
+    @property
+    def has_caller(self) -> bool:
+        return self.caller_death_fd >= 0
+
+
+class Front(Protocol):
+    """Who shows the run to people, and says when it is over. `fds` are watched for it."""
+
+    fds: list[int]
+
+    def told(self, message: FromCompute) -> None:
+        """Compute said something that is no business of the daemon's: text, answers, progress, passes."""
+
+    def loaded(self, message: UnitLoaded, unit: UnitNo) -> None: ...
+
+    def done(self, message: UnitDone, unit: UnitNo) -> None: ...
+
+    def ready(self, units: UnitList) -> None:
+        """Compute can be given requests."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line: a loader was lost, slots are fewer than planned."""
+
+    def sampled(self, by_process: dict[str, int], arena_nbytes: int) -> None: ...
+
+    def readable(self, fd: int) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+class Daemon:
+    """Use as a context: whatever happens inside, no process, socket file or memory is left."""
+
+    def __init__(self, settings: DaemonSettings, arena: Arena, front: Front) -> None:
+        self.settings, self.arena, self.front = settings, arena, front
+        self.over: HermesError | bool | None = False  # True or an error once the run is to end
+        self.slots: dict[SlotNo, int] = {}  # allocated ones, and where they begin
+        self.slot_nbytes = 0
+        self.mind: Pipeload | None = None
+        self.units = UnitList((), ())
+        self._cache = unitcache.entry_path(
+            settings.checkpoint.digest, settings.dtype, settings.context, settings.batch
+        )
+        self._slots_missing = 0
+        self._described: tuple[list[UnitFile], list[UnitSpec]] = ([], [])
+        self._loading: dict[Ticket, UnitNo] = {}
+        self._leased: dict[Ticket, UnitNo] = {}
+        self._started: dict[Peer, LoaderStarted] = {}
+        self._file_shares: dict[int, float] = {}
+        self._compute: Child | None = None
+        self._compute_pid = 0
+        self._divided = False
+        self._next_sample = 0.0
+
+        self._run_dir = RunDirectory.create()
+        self.hub = Hub(self._run_dir.path)
+        self._death = DeathPipe()
+        self._poller = Poller()
+        self._poller.watch(self.hub)
+        for fd in front.fds:
+            self._poller.watch(fd)
+        if settings.has_caller:
+            self._poller.watch(settings.caller_death_fd)
+        self.crew = LoaderCrew(
+            settings.loaders, self.hub.endpoint, self._run_dir.path, arena, self._poller, self._death,
+            self._loader_gone, self._loaders_lost, front.say,
+        )  # fmt: skip
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- the life of a run
+
+    def start(self) -> None:
+        """Spawn everybody; where the units are known from an earlier run, the loaders begin to read at once."""
+        self.crew.start()
+        if not self.settings.has_caller:
+            self._spawn_compute()
+        known = unitcache.recall(self._cache)
+        if known is not None and self._is_of_this_checkpoint(known.units):
+            try:
+                self._adopt(known.units, self._needs(known.base_nbytes, known.reserve_nbytes))
+            except HermesError:
+                self.mind = None  # compute's own figures will tell; a guess refuses nobody
+
+    def run(self) -> None:
+        """Work until the front or compute ends the run; raises the error that ended it."""
+        while self.over is False:
+            for key in self._poller.wait(self._timeout_s()):
+                if isinstance(key, int):
+                    self._readable(key)
+                else:
+                    self._drain()
+            self._turn()
+        if isinstance(self.over, HermesError):
+            raise self.over
+
+    def request(self, number: int, request: dict[str, Any], final: bool) -> None:
+        """Hand a request to our compute process; `final`: nothing follows it."""
+        text = json.dumps(request)
+        parts = [text[at : at + MAX_TEXT_CHARS] for at in range(0, len(text), MAX_TEXT_CHARS)]
+        for index, part in enumerate(parts):
+            self._to_compute(RunRequest(number, index, index == len(parts) - 1, final, part))
+
+    def end(self, error: HermesError | None = None) -> None:
+        """The run is over; the first reason counts."""
+        if self.over is False:
+            self.over = True if error is None else error
+            if error is not None and self.settings.has_caller:
+                self._to_compute(UnitFailed(UnitNo(0), error.exit_code, error.line()[:MAX_TEXT_CHARS]))
+
+    def close(self) -> None:
+        """End all children, remove the run directory, free the arena."""
+        if self._compute is not None:
+            self._to_compute(StopCompute())
+        for peer in self.crew.peers():
+            self.hub.send(peer, StopLoader())
+        self.crew.stop(LEAVE_S)
+        if self._compute is not None:
+            if self._compute.reap(LEAVE_S if self.over is True else 0.0) is None:
+                self._compute.kill()
+                self._compute.reap(30.0)
+            self._compute = None
+        self.hub.close()
+        self._death.close()
+        self._run_dir.remove()
+        self.arena.close()
+
+    # --- the loop
+
+    def _timeout_s(self) -> float:
+        if self._slots_missing:
+            return 0.0
+        wake = None if self.mind is None else self.mind.wake_ns()
+        return TURN_S if wake is None else min(TURN_S, max(0.0, (wake - time.monotonic_ns()) / 1e9))
+
+    def _turn(self) -> None:
+        self._add_slot()
+        if self.mind is not None:
+            wake = self.mind.wake_ns()
+            if wake is not None and wake <= time.monotonic_ns():
+                for peer in self.crew.peers():
+                    number = LoaderNo(peer.number)
+                    self._feed(ProgressSeen(number, Epoch(peer.epoch), self.crew.progress.read(number)))
+                self._feed(Tick())
+        now = time.monotonic()
+        if now >= self._next_sample:
+            self._next_sample = now + (0.05 if self.settings.sample_exactly else TURN_S)
+            self.sample(self.settings.sample_exactly)
+        self.front.tick()
+
+    def _readable(self, fd: int) -> None:
+        if fd == self.settings.caller_death_fd:
+            self.end()
+        elif self._compute is not None and fd == self._compute.pidfd:
+            self._drain()  # its last words may tell more than its exit code
+            self._poller.forget(fd)
+            cause = self._compute.reap(0.0)
+            self.end(ComputeLost(f"compute ended ({cause})", "see above; with too little memory lower --context"))
+        elif not self.crew.readable(fd):
+            self.front.readable(fd)
+
+    def _drain(self) -> None:
+        while self.over is False:
+            received = self.hub.receive()
+            if received is None:
+                return
+            peer, message = received
+            if peer.kind == "loader":
+                self._from_loader(peer, message)  # type: ignore[arg-type]  # the hub decodes by kind
+            else:
+                self._from_compute(message)  # type: ignore[arg-type]
+
+    # --- loaders
+
+    def _from_loader(self, peer: Peer, message: FromLoader) -> None:
+        if peer.number != message.loader or peer.epoch != message.epoch:
+            raise PeerError(f"{peer} speaks for loader {message.loader}, epoch {message.epoch}")
+        if isinstance(message, LoaderStarted):
+            self.crew.happened(message.loader, message.epoch, Happened.STARTED)
+            self._started[peer] = message
+            self._name_files(peer)
+            self._feed(message)
+        elif isinstance(message, UnitLoaded):
+            unit = self._loading.pop(message.ticket, None)
+            if unit is not None:
+                self.front.loaded(message, unit)
+            self._feed(message)
+        elif isinstance(message, LoadFailed):
+            self._loading.pop(message.ticket, None)
+            self._feed(message)
+        elif isinstance(message, LoaderFailed):
+            self.front.say(f"loader {message.loader} cannot start: {message.text}")
+            self.crew.happened(message.loader, message.epoch, Happened.SAID_FAILED)
+
+    def _name_files(self, peer: Peer) -> None:
+        for number, file in enumerate(self.units.files):
+            self.hub.send(peer, OpenFile(number, file.path, file.nbytes))
+
+    def _loader_gone(self, loader: LoaderNo, epoch: Epoch) -> None:
+        self._started.pop(Peer("loader", loader, epoch), None)
+        self._feed(LoaderGone(loader, epoch))
+
+    def _loaders_lost(self, why: str) -> None:
+        self._feed(NoLoadersLeft(text=why))
+        if self.mind is None:
+            self.end(LoadersLost(why))
+
+    # --- compute
+
+    def _from_compute(self, message: FromCompute) -> None:
+        if isinstance(message, (AskUnit, PassForecast)):
+            self._feed(message)
+        elif isinstance(message, UnitDone):
+            unit = self._leased.pop(message.ticket, None)
+            if unit is not None:
+                self.front.done(message, unit)
+            self._feed(message)
+        elif isinstance(message, ComputeStarted):
+            self._compute_pid = message.pid
+        elif isinstance(message, FileNamed):
+            self._described[0].append(UnitFile(message.path, message.nbytes))
+        elif isinstance(message, UnitDescribed):
+            self._described[1].append(UnitSpec(message.nbytes, message.ranges))
+        elif isinstance(message, UnitsDescribed):
+            self._divide(message)
+        elif isinstance(message, ComputeFailed):
+            if message.traceback:
+                self.front.say(message.traceback)
+            self.end(revived(message.exit_code, message.text))
+        else:
+            self.front.told(message)
+
+    def _spawn_compute(self) -> None:
+        settings = {
+            "directory": str(self.settings.checkpoint.directory),
+            "endpoint": self.hub.endpoint,
+            "epoch": COMPUTE.epoch,
+            "parent_pid": os.getpid(),
+            "death_fd": self._death.read_fd,
+            "arena_fd": self.arena.fd,
+            "dtype": self.settings.dtype,
+            "context": self.settings.context,
+            "batch": self.settings.batch,
+            "threads": self.settings.threads,
+            "limited": self.settings.memory is not None,
+            "options": self.settings.options,
+        }
+        fds = (self._death.read_fd, self.arena.fd)
+        self._compute = spawn(
+            "hermes_mp.agents.compute", "hermes: compute", [json.dumps(settings)], fds, COMPUTE_OOM_SCORE
+        )
+        self._compute_pid = self._compute.pid
+        self._poller.watch(self._compute.pidfd)
+
+    def _to_compute(self, message: object) -> None:
+        self.hub.send(COMPUTE, message)  # where it is gone, its pidfd or the caller's pipe says so
+
+    def _divide(self, message: UnitsDescribed) -> None:
+        """Compute has said everything: divide the budget by its figures, and keep the list for the next start."""
+        files, specs = self._described
+        units = UnitList(tuple(files), tuple(specs))
+        if len(specs) != message.units or units.digest() != message.digest:
+            raise PeerError(f"compute described {len(specs)} of {message.units} units, or others than it named")
+        units.check()
+        self.sample(exactly=True)
+        needs = self._needs(message.base_nbytes, message.reserve_nbytes)
+        try:
+            if self.mind is not None and units != self.units:
+                self._forget_guess()
+            self._adopt(units, needs)
+        except HermesError as error:
+            self.end(error)
+            return
+        unitcache.remember(self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes))
+        self._divided = True
+        self._to_compute(SlotsDivided(len(self.slots) + self._slots_missing, self.slot_nbytes))
+        self.front.ready(units)
+
+    # --- units and slots
+
+    def _is_of_this_checkpoint(self, units: UnitList) -> bool:
+        files = tuple(UnitFile(str(file.path), file.nbytes) for file in self.settings.checkpoint.files)
+        return units.files == files
+
+    def _needs(self, base_nbytes: int, reserve_nbytes: int) -> Needs:
+        loaders = [memory.exact(pid).total_nbytes for pid in self.crew.pids().values()]
+        each = max([18 << 20, *loaders])  # those that are still starting will be as large
+        own = max(30 << 20, memory.exact(os.getpid()).total_nbytes)
+        return Needs(own, each * self.settings.loaders, base_nbytes, reserve_nbytes)
+
+    def _adopt(self, units: UnitList, needs: Needs) -> None:
+        """Run on these units from now on, with the slots that the budget leaves."""
+        slot_nbytes = units.slot_nbytes
+        granule = self.arena.granule if slot_nbytes >= 4 * self.arena.granule else mmap.PAGESIZE
+        slot_nbytes = -(-slot_nbytes // granule) * granule
+        share = share_out(self.settings.memory, needs, len(units.units), slot_nbytes, self.settings.loaders)
+        count = min(share.slots, self.arena.nbytes // slot_nbytes) if slot_nbytes else 0
+        if self.mind is None:
+            self.units, self.slot_nbytes = units, slot_nbytes
+            if units.units:
+                self.mind = Pipeload(
+                    [unit.nbytes for unit in units.units], slot_nbytes, self.settings.loaders, more=True
+                )
+                for peer in self._started:
+                    self._name_files(peer)
+        self._slots_missing = max(0, count - len(self.slots))
+        self._feed(SlotsWanted(max(1, count)))
+        for started in self._started.values():
+            self._feed(started)  # those that came up before the units were known; for the others this is old news
+        self._add_slot()
+
+    def _forget_guess(self) -> None:
+        """The remembered units were wrong. A loader that is still reading them must be gone before slots are reused."""
+        self.front.say("the remembered units of this model were out of date; its weights are read anew")
+        self.mind = None
+        for peer in self.crew.peers():
+            self.crew.kill(LoaderNo(peer.number), Epoch(peer.epoch))
+        self.crew.settle(30.0)
+        for slot in list(self.slots):
+            self._remove_slot(slot)
+        self._loading.clear()
+
+    def _add_slot(self) -> None:
+        if not self._slots_missing or self.mind is None:
+            return
+        slot = next(SlotNo(n) for n in range(len(self.slots) + 1) if SlotNo(n) not in self.slots)
+        base = slot * self.slot_nbytes
+        try:
+            self.arena.allocate(base, self.slot_nbytes)
+        except OutOfMemory as error:
+            self._slots_missing = 0
+            if len(self.slots) < min(2, len(self.units.units)):
+                self.end(error)
+            else:
+                self.front.say(f"{error}; going on with {len(self.slots)} slots")
+                self._feed(SlotsWanted(len(self.slots)))
+            return
+        self._slots_missing -= 1
+        self.slots[slot] = base
+        self._feed(SlotAdded(slot))
+
+    def _remove_slot(self, slot: SlotNo) -> None:
+        base = self.slots.pop(slot)
+        self.arena.free(base, self.slot_nbytes)
+
+    def _feed(self, event: pipeload.Event) -> None:
+        if self.mind is None:
+            return
+        for action in self.mind.handle(event, time.monotonic_ns()):
+            self._perform(action)
+
+    def _perform(self, action: pipeload.Action) -> None:
+        if isinstance(action, Load):
+            spec = self.units.units[action.unit]
+            self._loading[action.ticket] = action.unit
+            base = self.slots[action.slot]
+            order = LoadUnit(action.epoch, action.ticket, action.unit, base, self.slot_nbytes, spec.ranges)
+            if not self.hub.send(Peer("loader", action.loader, action.epoch), order):
+                self.crew.kill(action.loader, action.epoch)  # it reads nothing any more
+        elif isinstance(action, Announce):
+            self._leased[action.ticket] = action.unit
+            self._to_compute(UnitReady(action.ticket, action.unit, self.slots[action.slot]))
+        elif isinstance(action, Refuse):
+            self._to_compute(UnitFailed(action.unit, action.exit_code, action.text[:MAX_TEXT_CHARS]))
+        elif isinstance(action, Kill):
+            self.front.say(f"loader {action.loader} is killed: {action.why}")
+            self.crew.kill(action.loader, action.epoch)
+        else:
+            self._remove_slot(action.slot)
+
+    # --- memory
+
+    def sample(self, exactly: bool) -> None:
+        """Tell the front what every process takes; exactly by walking page tables, else by the kernel's counters."""
+        pids = {"daemon": os.getpid(), **self.crew.pids()}
+        if self._compute_pid:
+            pids["caller" if self.settings.has_caller else "compute"] = self._compute_pid
+        found: dict[str, int] = {}
+        for name, pid in pids.items():
+            quick = memory.quick(pid)
+            if exactly:
+                exact = memory.exact(pid)
+                self._file_shares[pid] = exact.file_nbytes / max(1, quick.file_nbytes)
+            share = self._file_shares.get(pid, 1.0)
+            found[name] = quick.private_nbytes + int(share * quick.file_nbytes) + quick.tables_nbytes
+        self.front.sampled(found, self.arena.allocated_nbytes())
+
+
+def arena_nbytes(checkpoint: Checkpoint, memory_nbytes: int | None, loaders: int) -> int:
+    """The most the arena may ever use: sparse, so a generous bound costs nothing."""
+    weights = sum(file.nbytes for file in checkpoint.files) + (1 << 20)
+    return max(mmap.PAGESIZE, min(memory_nbytes or weights * (loaders + 1), weights * (loaders + 1)))

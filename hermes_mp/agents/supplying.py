@@ -1,0 +1,167 @@
+"""Compute's end of the conversation with the daemon: describes the units, waits for them, gives them back.
+
+Leases and guesses are `core.leasing`'s; this is its shell. Used by the compute process of a launch and, in the
+caller's own process, by `hermes_mp.load`; it neither knows which nor imports torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from hermes_mp.core.leasing import Action, GiveUp, Leasing
+from hermes_mp.core.unitlist import UnitList
+from hermes_mp.errors import DaemonLost, HermesError, revived
+from hermes_mp.host.arena import Arena
+from hermes_mp.host.reading import FileReader
+from hermes_mp.host.wire import Link
+from hermes_mp.messages import (
+    ComputeStarted,
+    FileNamed,
+    PassEnded,
+    PassStarted,
+    Progress,
+    RowsRead,
+    RunRequest,
+    SlotsDivided,
+    StopCompute,
+    ToCompute,
+    UnitDescribed,
+    UnitFailed,
+    UnitNo,
+    UnitReady,
+    UnitsDescribed,
+)
+
+TURN_S = 0.5  # how long one wait for a message lasts; a lost daemon ends it at once
+
+
+class LinkedSupply:
+    """A `models.supply.Supply` over a `Link`. One thread at a time; the caller holds the binder's lock."""
+
+    def __init__(self, link: Link[ToCompute], arena: Arena, pid: int) -> None:
+        self._link = link
+        self._arena = arena
+        self.buffer = arena.view(0, arena.nbytes)
+        self._leasing = Leasing(0)
+        self._readers: dict[int, FileReader] = {}
+        self._list = UnitList((), ())
+        self._lost: HermesError | None = None
+        self.inbox: deque[RunRequest | StopCompute] = deque()
+        self.divided: SlotsDivided | None = None
+        link.send(ComputeStarted(pid))
+
+    # --- before the first pass
+
+    def say(self, text: str) -> None:
+        """Tell the person who waits what is going on."""
+        self._link.send(Progress(text))
+
+    def use(self, units: UnitList) -> None:
+        """These are the units; rows may be read from their files from now on."""
+        self._list = units
+        self._leasing = Leasing(len(units.units), more=True)
+
+    def describe(self, base_nbytes: int, reserve_nbytes: int) -> SlotsDivided:
+        """Tell the daemon all units and what compute needs, and wait for its division of the budget.
+
+        Raises BudgetTooSmall (from the daemon) or whatever else it refuses the run with.
+        """
+        for number, file in enumerate(self._list.files):
+            self._link.send(FileNamed(number, file.path, file.nbytes))
+        for unit, spec in enumerate(self._list.units):
+            self._link.send(UnitDescribed(UnitNo(unit), spec.nbytes, spec.ranges))
+        count, digest = len(self._list.units), self._list.digest()
+        self._link.send(UnitsDescribed(count, digest, base_nbytes, reserve_nbytes))
+        while self.divided is None:
+            self._receive()
+        return self.divided
+
+    def next_request(self) -> RunRequest | StopCompute:
+        """The next thing the daemon wants of a compute process of its own."""
+        while not self.inbox:
+            self._receive()
+        return self.inbox.popleft()
+
+    # --- Supply
+
+    def acquire(self, unit: int) -> int:
+        number = UnitNo(unit)
+        if self._lost is not None:
+            raise self._lost
+        self._act(self._leasing.want(number, time.monotonic_ns()))
+        ready = self._leasing.held(number)
+        while ready is None:
+            self._receive()
+            ready = self._leasing.held(number)
+        self._act(self._leasing.begin(number, time.monotonic_ns()))
+        return ready.base
+
+    def release(self, unit: int, computed: bool) -> None:
+        if self._lost is None:
+            self._act(self._leasing.done(UnitNo(unit), time.monotonic_ns(), computed))
+
+    def read_rows(self, file: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
+        reader = self._readers.get(file)
+        if reader is None:
+            named = self._list.files[file]
+            reader = self._readers[file] = FileReader(named.path, named.nbytes)
+        started = time.monotonic_ns()
+        nbytes = reader.read_rows(ranges, into)
+        self._send(RowsRead(nbytes, started, time.monotonic_ns()))
+
+    def forecast(self, more: bool) -> None:
+        self._act(self._leasing.forecast(more))
+
+    def pass_started(self, rows: int, tokens: int) -> None:
+        self._send(PassStarted(time.monotonic_ns(), rows, tokens))
+
+    def pass_ended(self, complete: bool) -> None:
+        if self._lost is None:
+            self._send(PassEnded(time.monotonic_ns(), complete))
+
+    def close(self) -> None:
+        """After this every call raises DaemonLost."""
+        if self._lost is None:
+            self._lost = DaemonLost("the model was closed")
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+        self._link.close()
+
+    # ---
+
+    def _send(self, message: object) -> None:
+        if self._lost is not None:
+            raise self._lost
+        try:
+            self._link.send(message)
+        except DaemonLost as error:
+            self._lost = error
+            raise
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, GiveUp):
+                raise revived(action.exit_code, action.text)
+            self._send(action.message)
+
+    def _receive(self) -> None:
+        try:
+            message = self._link.receive(TURN_S)
+        except DaemonLost as error:
+            self._lost = error
+            raise
+        if message is None:
+            return
+        if isinstance(message, UnitReady):
+            self._act(self._leasing.handle(message, time.monotonic_ns()))
+        elif isinstance(message, UnitFailed):
+            if self.divided is None:
+                raise revived(message.exit_code, message.text)
+            self._act(self._leasing.handle(message, time.monotonic_ns()))
+        elif isinstance(message, SlotsDivided):
+            self.divided = message
+        else:
+            self.inbox.append(message)

@@ -1,0 +1,166 @@
+"""`load`: a transformers model for inference whose weights stream in, with this process as the compute agent.
+
+The daemon is this process's child and ends with it. No signal handler is touched, no thread is started. Dropping the
+model, leaving `with`, or the end of the interpreter ends everything behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import weakref
+from pathlib import Path
+from typing import Any
+
+from hermes_mp.agents.daemon import COMPUTE, arena_nbytes
+from hermes_mp.agents.supplying import LinkedSupply
+from hermes_mp.config import RunConfig, parse_size
+from hermes_mp.errors import BadOption, DaemonLost, revived
+from hermes_mp.host import memory as host_memory
+from hermes_mp.host.arena import Arena
+from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
+from hermes_mp.host.children import Child, DeathPipe, spawn
+from hermes_mp.host.hub import resolve
+from hermes_mp.host.rundir import remove_path
+from hermes_mp.host.wire import Link
+from hermes_mp.messages import ToCompute
+
+START_S = 20.0  # a small board imports slowly
+LEAVE_S = 5.0
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    loaders: int = 3,
+    memory: str | int | None = None,
+    context: int | None = None,
+    batch: int = 1,
+    dtype: str = "auto",
+    count_caller: bool = True,
+) -> Any:
+    """A model for inference on streamed weights: an instance of its transformers class, also a context manager.
+
+    `model`: a directory with config.json and *.safetensors, or a hub id. `memory`: the budget in bytes or as "3GiB";
+    what this process takes already counts unless `count_caller` is false; None sets no limit. `context`, `batch`:
+    positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves it,
+    or float32, float16, bfloat16.
+
+    Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
+    MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, NeedsAllWeights,
+    and DaemonLost within a second of the daemon's end.
+    """
+    try:
+        nbytes = None if memory is None else parse_size(memory)
+    except ValueError:
+        raise BadOption(f"memory={memory!r} is no size", "give bytes, or a text such as '3GiB'") from None
+    config = RunConfig(
+        model=os.fspath(model), loaders=loaders, memory=nbytes, context=context, batch=batch, dtype=dtype
+    )
+    checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
+    behind = _Behind(config, checkpoint)
+    try:
+        made = _build(config, checkpoint, behind, count_caller)
+    except BaseException:
+        behind.close()
+        raise
+    made._hermes_closer = weakref.finalize(made, behind.close)
+    return made
+
+
+def _build(config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool) -> Any:
+    from hermes_mp.models.footprint import check_call, check_generate
+    from hermes_mp.models.prepare import prepare, settle
+    from hermes_mp.models.streamed import stream
+
+    prepared = prepare(checkpoint, config.dtype, config.context, config.batch)
+    behind.supply.use(prepared.division.list)
+    footprint = prepared.footprint
+    limited = config.memory is not None
+    model = stream(
+        prepared.skeleton,
+        prepared.division,
+        behind.supply,
+        (lambda call: check_call(footprint, call)) if limited else (lambda call: None),
+        (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
+    )
+    settle(prepared.skeleton.dtype)
+    base = host_memory.exact(os.getpid()).total_nbytes if count_caller else 0
+    behind.supply.describe(base, footprint.reserve_nbytes)
+    return model
+
+
+class _Behind:
+    """The daemon and what connects us with it. Knows nothing of the model, so that the model can be dropped."""
+
+    def __init__(self, config: RunConfig, checkpoint: Checkpoint) -> None:
+        self._pid = os.getpid()
+        self._closed = False
+        self._death = DeathPipe()
+        self._arena = Arena.create(arena_nbytes(checkpoint, config.memory, config.loaders))
+        read_fd, ready_fd = os.pipe()
+        settings = {
+            "directory": str(checkpoint.directory),
+            "loaders": config.loaders,
+            "memory": config.memory,
+            "context": config.context,
+            "batch": config.batch,
+            "dtype": config.dtype,
+            "threads": None,
+            "caller_death_fd": self._death.read_fd,
+            "arena_fd": self._arena.fd,
+            "granule": self._arena.granule,
+            "ready_fd": ready_fd,
+        }
+        fds = (self._death.read_fd, self._arena.fd, ready_fd)
+        self._daemon: Child = spawn("hermes_mp.agents.guest", "hermes: daemon", [json.dumps(settings)], fds)
+        os.close(ready_fd)
+        self._run_dir: Path | None = None
+        try:
+            said = _read_ready(read_fd)
+            if "endpoint" not in said:
+                raise revived(said["exit_code"], said["text"])
+            endpoint = str(said["endpoint"])
+            self._run_dir = Path(endpoint.removeprefix("ipc://")).parent
+            link: Link[ToCompute] = Link(endpoint, COMPUTE, ToCompute, daemon_fd=self._daemon.pidfd)
+            self.supply = LinkedSupply(link, self._arena, self._pid)
+        except BaseException:
+            self._stop_daemon()
+            raise
+
+    def close(self) -> None:
+        """End the daemon and all behind it; harmless when repeated, and in a fork of this process."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        self.supply.close()
+        self._stop_daemon()
+
+    def _stop_daemon(self) -> None:
+        self._death.close()
+        if self._daemon.reap(LEAVE_S) is None:
+            self._daemon.kill()
+            self._daemon.reap(LEAVE_S)
+        self._arena.close()
+        if self._run_dir is not None:
+            remove_path(self._run_dir)  # where the daemon was killed
+
+
+def _read_ready(fd: int) -> dict[str, Any]:
+    """What the daemon says first; DaemonLost where it says nothing."""
+    text = b""
+    try:
+        while select.select([fd], [], [], START_S)[0]:
+            part = os.read(fd, 65536)
+            if not part:
+                break
+            text += part
+    finally:
+        os.close(fd)
+    with contextlib.suppress(ValueError):
+        said: dict[str, Any] = json.loads(text)
+        return said
+    raise DaemonLost("the daemon did not start; its standard error says why")
+

@@ -1,0 +1,206 @@
+"""What a run and a request may be told, each option written once: type, default, limits, help.
+
+The flags of `hermes-launch`, the keys of launch/*.toml and the arguments of `load()` all derive from the fields below
+(a flag or key is the field's name with dashes). Light on purpose: every process imports it. It does not know
+argparse, TOML or files; see cli/options.py for those.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from hermes_mp.errors import BadOption
+
+MAX_SIZE_NBYTES = 2**50
+_FACTORS: dict[str, int] = {"": 1, "b": 1}
+_FACTORS |= {letter + "b": 10 ** (3 * n) for n, letter in enumerate("kmgt", 1)}
+_FACTORS |= {letter + "ib": 2 ** (10 * n) for n, letter in enumerate("kmgt", 1)}
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes in `700MiB`, `3GiB`, `2.5GB`, `1500000000` or a plain int. ValueError where it is none of these.
+
+    A bare `M` or `G` is refused: half of the world means 1000s by it and the other half 1024s.
+    """
+    if isinstance(size, bool) or not isinstance(size, str | int):
+        raise ValueError(f"{size!r} is no size")
+    found = re.fullmatch(r"([0-9]{1,15})(\.[0-9]{1,9})?\s*([a-z]{0,3})", str(size).strip().lower(), re.ASCII)
+    if not found or found[3] not in _FACTORS or (found[2] and found[3] in ("", "b")):
+        raise ValueError(f"{size!r} is no size")
+    fraction = int(found[2][1:]) / 10 ** len(found[2][1:]) if found[2] else 0.0
+    nbytes: int = int(found[1]) * _FACTORS[found[3]] + round(fraction * _FACTORS[found[3]])
+    if not 0 < nbytes <= MAX_SIZE_NBYTES:
+        raise ValueError(f"{size!r} is out of range")
+    return nbytes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values an option takes: `what` says it to people, `read` makes one of a flag's text, `check` of any value.
+
+    `read` and `check` raise ValueError. `flag` tells how the flag behaves: "value", "repeated" or "switch".
+    """
+
+    what: str
+    read: Callable[[str], object]
+    check: Callable[[object], object]
+    flag: str = "value"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as flags, TOML and `load()` share it."""
+
+    kind: Kind
+    help: str
+    metavar: str
+    group: str
+
+
+def _require(value: object, good: bool) -> object:
+    if not good:
+        raise ValueError(repr(value))
+    return value
+
+
+def _whole(low: int, high: int) -> Kind:
+    def check(value: object) -> object:
+        return _require(value, isinstance(value, int) and not isinstance(value, bool) and low <= value <= high)
+
+    limits = f"from {low} to {high}" if high < 2**31 else f"of at least {low}"
+    return Kind(f"a whole number {limits}", lambda text: check(int(text)), check)
+
+
+def _number(low: float, high: float) -> Kind:
+    def check(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(repr(value))
+        return float(str(_require(value, math.isfinite(value) and low <= value <= high)))
+
+    return Kind(f"a number from {low:g} to {high:g}", lambda text: check(float(text)), check)
+
+
+_TOKEN_ID = _whole(0, 2**31 - 1)
+
+
+def _choice(*names: str) -> Kind:
+    def check(value: object) -> object:
+        return _require(value, isinstance(value, str) and value in names)
+
+    return Kind("one of " + ", ".join(names), check, check)
+
+
+def _check_size(value: object) -> object:
+    return parse_size(value)  # type: ignore[arg-type]  # it checks the type itself
+
+
+def _check_text(value: object) -> object:
+    return _require(value, isinstance(value, str) and value != "" and "\0" not in value)
+
+
+def _check_texts(value: object) -> object:
+    return tuple(_check_text(one) for one in (value if isinstance(value, list | tuple) else [value]))
+
+
+def _check_ids(value: object) -> object:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(repr(value))
+    return tuple(_TOKEN_ID.check(one) for one in value)
+
+
+def _check_switch(value: object) -> object:
+    return _require(value, isinstance(value, bool))
+
+
+SIZE = Kind("a size such as 700MiB, 3GiB or a number of bytes", _check_size, _check_size)
+TEXT = Kind("a text that is not empty", _check_text, _check_text)
+TEXTS = Kind("a text that is not empty, or several", _check_text, _check_texts, "repeated")
+IDS = Kind("token ids such as 5,17,9", lambda text: _check_ids([int(one) for one in text.split(",")]), _check_ids)
+SWITCH = Kind("true or false", lambda text: _require(text, False), _check_switch, "switch")
+
+
+def _option(default: object, kind: Kind, help: str, metavar: str, group: str) -> Any:
+    return field(default=default, metadata={"option": Option(kind, help, metavar, group)})
+
+
+_RUN, _REQUEST, _SAMPLING, _OUTPUT = "the run", "the request", "text generation", "what is shown"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run needs, before any request."""
+
+    model: str | None = _option(
+        None, TEXT, "a directory with config.json and *.safetensors, or a hub id; without it the packaged "
+        "all-MiniLM-L6-v2 ranks sentences by meaning", "MODEL", _RUN,
+    )  # fmt: skip
+    loaders: int = _option(3, _whole(1, 64), "processes that read weights in parallel", "N", _RUN)
+    memory: int | None = _option(
+        None, SIZE, "never use more than this, all our processes together (700MiB, 3GiB); without it: loaders + 1 "
+        "slots and no limit", "SIZE", _RUN,
+    )  # fmt: skip
+    context: int | None = _option(
+        None, _whole(1, 2**24), "positions to reserve memory for, prompt and answer (default: 2048, or the model's "
+        "maximum where that is less)", "TOKENS", _RUN,
+    )  # fmt: skip
+    batch: int = _option(1, _whole(1, 4096), "sequences per pass to reserve memory for; beams count", "ROWS", _RUN)
+    dtype: str = _option(
+        "auto", _choice("auto", "float32", "float16", "bfloat16"),
+        "number format to compute in; auto is what transformers takes", "TYPE", _RUN,
+    )  # fmt: skip
+    threads: int | None = _option(None, _whole(1, 1024), "threads that compute (default: torch decides)", "N", _RUN)
+
+    def __post_init__(self) -> None:
+        for one, option in options_of(type(self)):
+            value = getattr(self, one.name)
+            if value is None and one.default is None:
+                continue
+            try:
+                object.__setattr__(self, one.name, option.kind.check(value))
+            except ValueError:
+                raise BadOption(f"{one.name} takes {option.kind.what}, not {value!r}", "") from None
+
+
+@dataclass(frozen=True)
+class LaunchConfig(RunConfig):
+    """A run of `hermes-launch`: the run, its requests, and what is shown."""
+
+    prompt: tuple[str, ...] = _option((), TEXTS, "text to be continued by a generating model", "TEXT", _REQUEST)
+    text: tuple[str, ...] = _option(
+        (), TEXTS, "text to be classified, filled in ([MASK]), embedded or ranked", "TEXT", _REQUEST
+    )
+    image: tuple[str, ...] = _option((), TEXTS, "image file to be classified", "FILE", _REQUEST)
+    token_ids: tuple[int, ...] | None = _option(
+        None, IDS, "the input as token ids, for a model without a tokenizer", "5,17,9", _REQUEST
+    )
+    raw: bool = _option(False, SWITCH, "do not use the tokenizer's chat template", "", _REQUEST)
+    token_embeddings: bool = _option(
+        False, SWITCH, "embeddings: also give the vector of every token", "", _REQUEST
+    )
+    max_new_tokens: int = _option(64, _whole(1, 2**24), "generate at most this many tokens", "N", _SAMPLING)
+    temperature: float | None = _option(
+        None, _number(0, 100), "0 always takes the likeliest token; above it, sample", "T", _SAMPLING
+    )
+    top_p: float | None = _option(
+        None, _number(1e-6, 1), "sample among the likeliest tokens of this total probability", "P", _SAMPLING
+    )
+    top_k: int | None = _option(None, _whole(1, 2**24), "sample among the K likeliest tokens", "K", _SAMPLING)
+    seed: int | None = _option(None, _whole(0, 2**63 - 1), "makes sampling repeatable", "N", _SAMPLING)
+    stop: tuple[str, ...] = _option((), TEXTS, "end the answer before this text", "TEXT", _SAMPLING)
+    json: bool = _option(False, SWITCH, "print one JSON object on standard output (docs/json.md)", "", _OUTPUT)
+    trace: str | None = _option(None, TEXT, "write a trace that opens in ui.perfetto.dev", "FILE", _OUTPUT)
+    sample_memory: bool = _option(
+        False, SWITCH, "measure memory exactly, 20 times a second: slows the run", "", _OUTPUT
+    )
+    quiet: bool = _option(False, SWITCH, "show the answers only: no progress, no report", "", _OUTPUT)
+
+
+def options_of(config: type[RunConfig]) -> Iterator[tuple[Field[Any], Option]]:
+    """Fields of a config class with their options, in order."""
+    for one in fields(config):
+        assert one.default is not MISSING
+        yield one, one.metadata["option"]

@@ -1,0 +1,69 @@
+"""Divides `--memory` between the processes and the slots, or says what the smallest budget would be.
+
+What is bounded: private memory and file-backed PSS of every process of ours, the arena's allocated bytes once, and
+page tables. All figures in bytes; whoever measured them is not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hermes_mp.errors import BudgetTooSmall
+
+MIN_SLOTS = 2  # with one, nothing could be read while compute computes
+MARGIN_NBYTES = 24 << 20  # the allocator's slack and the daemon's and loaders' growth after they were measured
+PAGE_ENTRIES = 512  # a page table entry is 8 bytes for a page of 4 KiB: 1/512, once per process that maps the slot
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be left beside the slots."""
+
+    daemon: int
+    loaders: int  # all of them together
+    compute: int  # before it binds
+    reserve: int  # KV cache, logits, activations and casts at the reserved context and batch
+
+    @property
+    def total(self) -> int:
+        return self.daemon + self.loaders + self.compute + self.reserve + MARGIN_NBYTES
+
+
+@dataclass(frozen=True)
+class Share:
+    """`slots` slots of `slot_nbytes`."""
+
+    slots: int
+    slot_nbytes: int
+
+
+def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, loaders: int) -> Share:
+    """The number of slots: what the budget leaves, at most one per unit; without a budget one more than loaders.
+
+    Raises BudgetTooSmall with the smallest budget that would do.
+    """
+    if units == 0:
+        return Share(0, slot_nbytes)
+    if budget is None:
+        return Share(min(units, max(loaders + 1, MIN_SLOTS)), slot_nbytes)
+    cost = slot_cost(slot_nbytes, loaders)
+    least = min(units, MIN_SLOTS)
+    slots = (budget - needs.total) // cost
+    if slots < least:
+        smallest = needs.total + least * cost
+        raise BudgetTooSmall(
+            f"--memory {_mib(budget)} is too small; the smallest budget for this model, context and batch is "
+            f"{_mib(smallest)} (daemon {_mib(needs.daemon)}, {loaders} loaders {_mib(needs.loaders)}, compute "
+            f"{_mib(needs.compute)}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
+            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES)})"
+        )
+    return Share(min(slots, units), slot_nbytes)
+
+
+def slot_cost(slot_nbytes: int, loaders: int) -> int:
+    """Bytes that one more slot takes, with the page tables of compute and the loaders that map it."""
+    return slot_nbytes + (loaders + 1) * (-(-slot_nbytes // PAGE_ENTRIES))
+
+
+def _mib(nbytes: int) -> str:
+    return f"{-(-nbytes // (1 << 20))} MiB"

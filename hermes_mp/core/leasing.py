@@ -1,0 +1,159 @@
+"""Compute's mind: which units it wants, holds and must return. It knows no socket, no torch and no slot's content.
+
+Around a module's forward the hooks call `want`, `begin`, `done`. The next unit is asked for as a guess while the
+present one computes; a wrong guess costs a read, never an answer: it is returned unused, at once where compute holds
+it already, else when it arrives. Compute is single-threaded: it waits for one unit at a time, but may hold several.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hermes_mp.errors import BudgetTooSmall, InvariantBroken
+from hermes_mp.messages import AskUnit, PassForecast, Ticket, UnitDone, UnitFailed, UnitNo, UnitReady
+
+
+@dataclass(frozen=True)
+class Send:
+    """To the daemon."""
+
+    message: AskUnit | UnitDone | PassForecast
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The unit compute waits for will not come: raise the error of this exit code."""
+
+    unit: UnitNo
+    exit_code: int
+    text: str
+
+
+Action = Send | GiveUp
+
+
+class _Lease:
+    """A unit that compute holds; `binds` counts nested uses, 0 for a guess that came before it was wanted."""
+
+    __slots__ = ("asked_ns", "binds", "bound_ns", "ready")
+
+    def __init__(self, ready: UnitReady) -> None:
+        self.ready = ready
+        self.asked_ns: int | None = None
+        self.bound_ns = 0
+        self.binds = 0
+
+
+class Leasing:
+    """Calls must follow `want` -> (`held`) -> `begin` -> `done`; pairs of different units may nest."""
+
+    def __init__(self, units: int, more: bool = False) -> None:
+        self._units = units
+        self._more = more
+        self._leases: dict[UnitNo, _Lease] = {}
+        self._last_ticket = Ticket(0)
+        self._waiting: UnitNo | None = None
+        self._asked_ns = 0
+        self._asked_again = False
+        self._guess: UnitNo | None = None
+
+    def held(self, unit: UnitNo) -> UnitReady | None:
+        """The lease of this unit, if compute may bind it now."""
+        lease = self._leases.get(unit)
+        return None if lease is None else lease.ready
+
+    def want(self, unit: UnitNo, now_ns: int) -> list[Action]:
+        """Compute needs the unit now: return what it guessed wrong, and ask unless the unit is here.
+
+        If `held` says None afterwards, handle messages until it does not, or until `GiveUp`.
+        """
+        actions: list[Action] = [
+            self._return(lease, now_ns)
+            for lease in list(self._leases.values())
+            if not lease.binds and lease.ready.unit != unit
+        ]
+        self._guess = None
+        self._waiting, self._asked_ns, self._asked_again = unit, now_ns, False
+        lease = self._leases.get(unit)
+        if lease is None:
+            actions.append(Send(AskUnit(unit, waiting=True)))
+        else:
+            self._arrived(lease)
+        return actions
+
+    def handle(self, message: UnitReady | UnitFailed, now_ns: int) -> list[Action]:
+        if isinstance(message, UnitFailed):
+            if message.unit != self._waiting:
+                return []  # of a wait that was given up
+            if message.exit_code == BudgetTooSmall.exit_code and not self._asked_again:
+                # Refused because compute holds every slot; it may have been said of an earlier wait for this unit,
+                # before compute returned what it held.
+                self._asked_again = True
+                return [Send(AskUnit(message.unit, waiting=True))]
+            self._waiting = None
+            return [GiveUp(message.unit, message.exit_code, message.text)]
+        lease = self._leases.get(message.unit)
+        if lease is not None and lease.ready.ticket == message.ticket:
+            return []
+        wanted = message.unit == self._waiting or message.unit == self._guess
+        if not wanted or lease is not None or message.ticket <= self._last_ticket:
+            # Not wanted any more, or old news: leases come in the order of their tickets. Returning a lease that was
+            # returned before is harmless, keeping one the daemon counts as lent would cost a slot for good.
+            self._last_ticket = max(self._last_ticket, message.ticket)
+            return [self._return(_Lease(message), now_ns)]
+        self._last_ticket = message.ticket
+        lease = self._leases[message.unit] = _Lease(message)
+        if message.unit == self._waiting:
+            self._arrived(lease)
+        else:
+            self._guess = None
+        return []
+
+    def begin(self, unit: UnitNo, now_ns: int) -> list[Action]:
+        """The unit is bound and compute uses it: ask for the one that should come next."""
+        lease = self._of(unit)
+        lease.binds += 1
+        if lease.binds == 1:
+            lease.bound_ns = now_ns
+        following = unit + 1
+        if following == self._units:
+            if not self._more:
+                return []
+            following = 0
+        guess = UnitNo(following)
+        if guess in self._leases:
+            return []
+        self._guess = guess
+        return [Send(AskUnit(guess, waiting=False))]
+
+    def done(self, unit: UnitNo, now_ns: int, computed: bool = True) -> list[Action]:
+        """The unit is unbound; `computed` is False where an exception came first. The outermost use returns it."""
+        lease = self._of(unit)
+        lease.binds -= 1
+        return [self._return(lease, now_ns, computed)] if lease.binds <= 0 else []
+
+    def forecast(self, more: bool) -> list[Action]:
+        """Whether another pass is expected after this one."""
+        if more == self._more:
+            return []
+        self._more = more
+        return [Send(PassForecast(more))]
+
+    def _arrived(self, lease: _Lease) -> None:
+        if lease.asked_ns is None:
+            lease.asked_ns = self._asked_ns
+        self._waiting = None
+
+    def _return(self, lease: _Lease, now_ns: int, computed: bool = False) -> Send:
+        ready = lease.ready
+        if self._leases.get(ready.unit) is lease:
+            del self._leases[ready.unit]
+        bound_ns = lease.bound_ns or now_ns
+        asked_ns = bound_ns if lease.asked_ns is None else lease.asked_ns
+        return Send(UnitDone(ready.ticket, computed, asked_ns, bound_ns, now_ns))
+
+    def _of(self, unit: UnitNo) -> _Lease:
+        lease = self._leases.get(unit)
+        if lease is None:
+            raise InvariantBroken(f"bound implies held: unit {unit} is not held")
+        return lease

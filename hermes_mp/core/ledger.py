@@ -1,0 +1,174 @@
+"""Gathers the figures of a run, message by message, from the daemon; `report()` is what they come to.
+
+It has no clock and measures nothing itself. Times are nanoseconds of one clock. Medians, because the first pass also
+waits for the disk to wake up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hermes_mp.core.report import Memory, Report, Seconds
+from hermes_mp.messages import PassEnded, PassStarted, RowsRead, Ticket, UnitDone, UnitLoaded
+
+OPEN_INTERVALS = 64  # reads overlap only their neighbours: older gaps never close again
+
+
+class Ledger:
+    """Gathers the facts of one run."""
+
+    def __init__(self, loaders: int, budget_nbytes: int | None, started_ns: int) -> None:
+        self.loaders = loaders
+        self.budget_nbytes = budget_nbytes
+        self.started_ns = started_ns
+        self.slots = 0
+        self.slot_nbytes = 0
+        self.residents = 0
+        self.pages = "small"  # what the arena's pages turned out to be: known at the end
+        self.loaders_restarted = 0
+        self._first_read_ns: int | None = None
+        self._direct: set[bool] = set()
+        self._read_nbytes = 0
+        self._rows_nbytes = 0
+        self._unused: dict[Ticket, int] = {}
+        self._busy = _Busy()
+        self._pass: PassStarted | None = None
+        self._pass_stall_ns = 0
+        self._pass_read_nbytes = 0
+        self._last_end_ns: int | None = None
+        self._seconds: list[float] = []
+        self._token_seconds: list[float] = []
+        self._prefill_seconds: list[float] = []
+        self._read_per_pass: list[int] = []
+        self._stall_ns = 0
+        self._pass_ns = 0
+        self._peaks: dict[str, int] = {}
+        self._peak_nbytes: int | None = None
+        self._exact = False
+
+    def divided(self, slots: int, slot_nbytes: int, residents: int) -> None:
+        """The budget is divided."""
+        self.slots, self.slot_nbytes, self.residents = slots, slot_nbytes, residents
+
+    def loader_restarted(self) -> None:
+        """A loader died and was replaced."""
+        self.loaders_restarted += 1
+
+    def unit_loaded(self, message: UnitLoaded) -> None:
+        """Bytes came; whether they are of use is known at their first `UnitDone`."""
+        self._read(message.nbytes, message.started_ns, message.ended_ns)
+        self._direct.add(message.direct)
+        self._unused[message.ticket] = message.nbytes
+
+    def rows_read(self, message: RowsRead) -> None:
+        """Bytes of an embedding's rows: always of use."""
+        self._read(message.nbytes, message.started_ns, message.ended_ns)
+        self._pass_read_nbytes += message.nbytes
+
+    def unit_done(self, message: UnitDone) -> None:
+        """A resident comes back under its ticket every pass, but was read once."""
+        if message.computed:
+            self._pass_read_nbytes += self._unused.pop(message.ticket, 0)
+            self._pass_stall_ns += max(0, message.bound_ns - message.asked_ns)
+
+    def request_started(self) -> None:
+        """The next pass is the first of a request: no time since the last one counts as making a token."""
+        self._last_end_ns = None
+
+    def pass_started(self, message: PassStarted) -> None:
+        """A sweep begins."""
+        self._pass = message
+        self._pass_stall_ns = 0
+
+    def pass_ended(self, message: PassEnded) -> None:
+        """A sweep is over; one cut short counts for nothing but its bytes."""
+        begun, self._pass = self._pass, None
+        read_nbytes, self._pass_read_nbytes = self._pass_read_nbytes, 0
+        if begun is None or not message.complete:
+            self._last_end_ns = None
+            return
+        nanoseconds = message.at_ns - begun.at_ns
+        self._seconds.append(nanoseconds / 1e9)
+        self._read_per_pass.append(read_nbytes)
+        self._pass_ns += nanoseconds
+        self._stall_ns += self._pass_stall_ns
+        if begun.tokens == 1 and self._last_end_ns is not None:
+            # From end to end: choosing the token and the code between the passes are part of its price.
+            self._token_seconds.append((message.at_ns - self._last_end_ns) / 1e9)
+        elif begun.tokens > 1:
+            self._prefill_seconds.append(nanoseconds / 1e9)
+        self._last_end_ns = message.at_ns
+
+    def memory_sampled(self, nbytes: Mapping[str, int], exact: bool) -> None:
+        """Bytes by process at one moment (the arena counts as one); `exact` where page tables and shares were read."""
+        self._exact = exact
+        for name, value in nbytes.items():
+            self._peaks[name] = max(value, self._peaks.get(name, 0))
+        self._peak_nbytes = max(sum(nbytes.values()), self._peak_nbytes or 0)
+
+    def report(self) -> Report:
+        """The report so far."""
+        busy_s = self._busy.total_ns() / 1e9
+        modes = {frozenset((True,)): "direct", frozenset((False,)): "buffered", frozenset((True, False)): "mixed"}
+        per_pass = _median([float(one) for one in self._read_per_pass])
+        return Report(
+            passes=_seconds(self._seconds),
+            tokens=_seconds(self._token_seconds),
+            prefills=_seconds(self._prefill_seconds) if self._token_seconds else None,
+            first_read_s=None if self._first_read_ns is None else (self._first_read_ns - self.started_ns) / 1e9,
+            read_nbytes=self._read_nbytes,
+            read_nbytes_per_pass=None if per_pass is None else round(per_pass),
+            read_nbytes_unused=sum(self._unused.values()),
+            read_rate_nbytes_per_s=self._read_nbytes / busy_s if busy_s else None,
+            read_mode=modes.get(frozenset(self._direct), "none"),
+            stall_percent=100 * self._stall_ns / self._pass_ns if self._pass_ns else None,
+            memory=Memory(self.budget_nbytes, self._peak_nbytes, dict(self._peaks), self._exact),
+            loaders=self.loaders,
+            loaders_restarted=self.loaders_restarted,
+            slots=self.slots,
+            slot_nbytes=self.slot_nbytes,
+            residents=self.residents,
+            pages=self.pages,
+        )
+
+    def _read(self, nbytes: int, started_ns: int, ended_ns: int) -> None:
+        self._read_nbytes += nbytes
+        self._busy.add(started_ns, ended_ns)
+        if self._first_read_ns is None or started_ns < self._first_read_ns:
+            self._first_read_ns = started_ns
+
+
+class _Busy:
+    """The time in which at least one read was under way: intervals, merged where they touch."""
+
+    def __init__(self) -> None:
+        self._open: list[tuple[int, int]] = []
+        self._closed_ns = 0
+
+    def add(self, started_ns: int, ended_ns: int) -> None:
+        kept = []
+        for start, end in self._open:
+            if end < started_ns or start > ended_ns:
+                kept.append((start, end))
+            else:
+                started_ns, ended_ns = min(start, started_ns), max(end, ended_ns)
+        kept.append((started_ns, ended_ns))
+        kept.sort()
+        if len(kept) > OPEN_INTERVALS:
+            start, end = kept.pop(0)
+            self._closed_ns += end - start
+        self._open = kept
+
+    def total_ns(self) -> int:
+        return self._closed_ns + sum(end - start for start, end in self._open)
+
+
+def _median(values: list[float]) -> float | None:
+    # The standard library's costs the daemon 3 MB: statistics brings fractions, decimal and random.
+    middle = sorted(values)[(len(values) - 1) // 2 : len(values) // 2 + 1]
+    return sum(middle) / len(middle) if middle else None
+
+
+def _seconds(values: list[float]) -> Seconds | None:
+    median = _median(values)
+    return None if median is None else Seconds(median, len(values))

@@ -1,0 +1,499 @@
+"""The daemon's mind: who may load what into which slot, and when compute may have it. It knows no clock, no socket,
+no arena and no process: events and the time go in, actions come out.
+
+`handle` applies a fact totally (late, repeated and old-epoch news are legal and change nothing), then the rules run
+in order of priority: announce, shrink, load what compute waits for, read ahead, refuse. None of them can enable an
+earlier one, so one round is all. `check` asserts the named invariants I1-I7; tests call it after every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hermes_mp.core.pipeload_words import (
+    Action,
+    Announce,
+    ComputeGone,
+    Event,
+    Kill,
+    Limits,
+    Load,
+    LoaderGone,
+    NoLoadersLeft,
+    ProgressSeen,
+    Refuse,
+    RemoveSlot,
+    SlotAdded,
+    SlotsWanted,
+    Tick,
+)
+from hermes_mp.core.residents import choose_residents, window_for
+from hermes_mp.core.slots import ANNOUNCED, EMPTY, LENT, LOADED, Slot, Slots
+from hermes_mp.errors import BadMessage, BudgetTooSmall, InvariantBroken
+from hermes_mp.messages import (
+    AskUnit,
+    Epoch,
+    LoaderNo,
+    LoaderStarted,
+    LoadFailed,
+    PassForecast,
+    UnitDone,
+    UnitLoaded,
+    UnitNo,
+)
+
+__all__ = [
+    "Action",
+    "Announce",
+    "ComputeGone",
+    "Event",
+    "Kill",
+    "Limits",
+    "Load",
+    "LoaderGone",
+    "NoLoadersLeft",
+    "ProgressSeen",
+    "Refuse",
+    "RemoveSlot",
+    "SlotAdded",
+    "SlotsWanted",
+    "Tick",
+]
+
+TRIES = 2  # loads of a unit that compute waits for, before it is refused: errors may be transient
+
+
+class _Loader:
+    """One incarnation of a loader."""
+
+    __slots__ = ("counter", "epoch", "killed", "number", "progress_ns", "slot")
+
+    def __init__(self, number: LoaderNo, epoch: Epoch) -> None:
+        self.number = number
+        self.epoch = epoch
+        self.slot: Slot | None = None
+        self.counter = 0
+        self.progress_ns = 0
+        self.killed = False
+
+
+class _Demand:
+    """A unit that compute waits for."""
+
+    __slots__ = ("exit_code", "failures", "text")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.exit_code = 0
+        self.text = ""
+
+
+class Pipeload:
+    """Units 0.. in predicted order (`units`: what each takes of a slot, in bytes), slots, loaders, compute's wishes."""
+
+    def __init__(
+        self,
+        units: Sequence[int],
+        slot_nbytes: int,
+        loaders: int,
+        window: int | None = None,
+        more: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        if not units or max(units) > slot_nbytes:
+            raise InvariantBroken(f"I1 every unit fits a slot: {max(units, default=0)} of {slot_nbytes} bytes")
+        self.units = tuple(units)
+        self.slot_nbytes = slot_nbytes
+        self.residents: frozenset[UnitNo] = frozenset()
+        self.window = 0  # the slots that streamed units share
+        self.slots = Slots()
+        self.loads_by_unit = [0] * len(units)
+        self.computes_by_unit = [0] * len(units)
+        self._limits = limits or Limits()
+        self._loaders_planned = loaders
+        self._window_planned = window
+        self._slots_wanted: int | None = None
+        self._loaders: dict[tuple[LoaderNo, Epoch], _Loader] = {}
+        self._epochs: dict[LoaderNo, Epoch] = {}
+        self._idle: list[_Loader] = []  # idle longest first
+        self._lost: NoLoadersLeft | None = None
+        self._more = more
+        self._position = 0  # the unit expected next; len(units) after the last
+        self._demands: dict[UnitNo, _Demand] = {}  # the newest last
+        self._guess: UnitNo | None = None
+        self._failed: set[UnitNo] = set()  # not read ahead again until demanded
+        self._now_ns = 0
+        self._moved_ns = 0  # when compute last asked for, got or returned something
+        self._robbed: list[str] = []  # what the other slots were when this event made us evict a resident
+
+    @property
+    def bytes_read(self) -> int:
+        return self.slots.bytes_read
+
+    @property
+    def bytes_unused(self) -> int:
+        """Read and never computed with, so far."""
+        return self.slots.bytes_unused()
+
+    def handle(self, event: Event, now_ns: int) -> list[Action]:
+        actions: list[Action] = []
+        self._now_ns = now_ns
+        if self._robbed:
+            self._robbed.clear()
+        self._apply(event, now_ns, actions)
+        self._announce(now_ns, actions)
+        self._shrink(actions)
+        self._load_demands(now_ns, actions)
+        self._read_ahead(now_ns, actions)
+        self._refuse(now_ns, actions)
+        return actions
+
+    def wake_ns(self) -> int | None:
+        """When the next `Tick` (after a `ProgressSeen` of every busy loader) can make a difference."""
+        limits = self._limits
+        times = [
+            loader.progress_ns + (limits.hard_ns if loader.slot.late else limits.soft_ns)
+            for loader in self._loaders.values()
+            if loader.slot is not None and not loader.killed
+        ]
+        if self._demands and self.slots.announced:
+            waits = self._moved_ns + limits.doubt_ns, self._moved_ns + limits.patience_ns
+            times.extend(time_ns for time_ns in waits if time_ns > self._now_ns)
+        return min(times, default=None)
+
+    # --- facts
+
+    def _apply(self, event: Event, now_ns: int, actions: list[Action]) -> None:
+        if isinstance(event, UnitLoaded):
+            loader = self._holder(event)
+            if loader is not None:
+                slot = self._release(loader)
+                self._failed.discard(slot.unit)
+                self.slots.fill(slot, event.nbytes)
+        elif isinstance(event, UnitDone):
+            done = self.slots.announced.get(event.ticket)
+            if done is not None:
+                self._moved_ns = now_ns
+                self.slots.give_back(done, event.computed)
+                self.computes_by_unit[done.unit] += event.computed
+        elif isinstance(event, AskUnit):
+            self._ask(event, now_ns, actions)
+        elif isinstance(event, Tick):
+            self._judge(now_ns, actions)
+        elif isinstance(event, ProgressSeen):
+            seen = self._loaders.get((event.loader, event.epoch))
+            if seen is not None and seen.counter != event.counter:
+                seen.counter, seen.progress_ns = event.counter, now_ns
+                if seen.slot is not None:
+                    seen.slot.late = False
+        elif isinstance(event, LoadFailed):
+            loader = self._holder(event)
+            if loader is not None:
+                self._load_failed(self._release(loader), event)
+        elif isinstance(event, LoaderStarted):
+            self._started(event)
+        elif isinstance(event, LoaderGone):
+            self._gone(event)
+        elif isinstance(event, PassForecast):
+            self._more = event.more
+        elif isinstance(event, SlotAdded):
+            if event.slot not in self.slots.all:
+                self.slots.add(event.slot)
+                self._divide()
+        elif isinstance(event, SlotsWanted):
+            self._slots_wanted = max(1, event.count)
+            self._divide()
+        elif isinstance(event, ComputeGone):
+            for slot in list(self.slots.announced.values()):
+                self.slots.give_back(slot, computed=False)
+            self._demands.clear()
+            self._guess, self._position, self._more = None, 0, False
+        else:
+            self._lost = event
+
+    def _ask(self, event: AskUnit, now_ns: int, actions: list[Action]) -> None:
+        unit = event.unit
+        if not 0 <= unit < len(self.units):
+            actions.append(Refuse(unit, BadMessage.exit_code, f"unit {unit} of {len(self.units)} was asked for"))
+            return
+        self._moved_ns = now_ns
+        self._position = unit
+        self._guess = None if event.waiting else unit
+        if not event.waiting:
+            # Compute guesses the next unit when it binds one: so the one before was no idle guess.
+            before = self.slots.content.get(UnitNo((unit - 1) % len(self.units)))
+            if before is not None:
+                before.guess = False
+        slot = self.slots.content.get(unit)
+        if slot is not None and slot.holds is ANNOUNCED:
+            self._position, self._guess = unit + 1, None
+            slot.guess = slot.guess and not event.waiting
+            actions.append(Announce(slot.ticket, unit, slot.number))
+        elif event.waiting:
+            demand = self._demands.pop(unit) if unit in self._demands else _Demand()
+            self._demands[unit] = demand  # the newest last
+
+    def _started(self, event: LoaderStarted) -> None:
+        before = self._epochs.get(event.loader)
+        if before is not None and event.epoch <= before:
+            return
+        if before is not None:
+            # Its elder may still be writing: it gets no more work, and its slot stays lent until it is gone.
+            self._retire(event.loader, before)
+        self._epochs[event.loader] = event.epoch
+        loader = _Loader(event.loader, event.epoch)
+        self._loaders[event.loader, event.epoch] = loader
+        self._idle.append(loader)
+        self._lost = None
+
+    def _gone(self, event: LoaderGone) -> None:
+        if event.epoch > self._epochs.get(event.loader, Epoch(-1)):
+            self._epochs[event.loader] = event.epoch  # its late `LoaderStarted` is then old news
+        loader = self._loaders.pop((event.loader, event.epoch), None)
+        if loader is None:
+            return
+        if loader in self._idle:
+            self._idle.remove(loader)
+        if loader.slot is not None:
+            self.slots.drop(loader.slot)
+
+    def _retire(self, number: LoaderNo, epoch: Epoch) -> None:
+        elder = self._loaders.get((number, epoch))
+        if elder in self._idle:
+            self._idle.remove(elder)
+
+    def _holder(self, news: UnitLoaded | LoadFailed) -> _Loader | None:
+        """The loader that holds this very ticket; None for old or repeated news."""
+        if news.epoch != self._epochs.get(news.loader):
+            return None
+        loader = self._loaders.get((news.loader, news.epoch))
+        if loader is None or loader.slot is None or loader.slot.ticket != news.ticket:
+            return None
+        return loader
+
+    def _release(self, loader: _Loader) -> Slot:
+        slot = loader.slot
+        assert slot is not None
+        loader.slot = None
+        if not loader.killed:
+            self._idle.append(loader)
+        return slot
+
+    def _load_failed(self, slot: Slot, event: LoadFailed) -> None:
+        unit = slot.unit
+        self.slots.drop(slot)
+        self._failed.add(unit)
+        demand = self._demands.get(unit)
+        if demand is not None:
+            demand.failures += 1
+            demand.exit_code, demand.text = event.exit_code, event.text
+
+    def _judge(self, now_ns: int, actions: list[Action]) -> None:
+        for loader in self._loaders.values():
+            slot = loader.slot
+            if slot is None or loader.killed:
+                continue
+            still_ns = now_ns - loader.progress_ns
+            slot.late = still_ns >= self._limits.soft_ns
+            if still_ns >= self._limits.hard_ns:
+                loader.killed = True
+                why = f"no progress for {still_ns / 1e9:.1f} s while loading unit {slot.unit}"
+                actions.append(Kill(loader.number, loader.epoch, why))
+
+    def _divide(self) -> None:
+        """Residents and window for the slots there will be once the surplus ones are removed."""
+        count = len(self.slots.all)
+        if self._slots_wanted is not None:
+            count = min(count, self._slots_wanted)
+        self.window = window_for(count, self._loaders_planned, self._window_planned)
+        self.residents = choose_residents(self.units, count, self.window)
+
+    # --- rules, in order of priority
+
+    def _announce(self, now_ns: int, actions: list[Action]) -> None:
+        for unit in reversed(list(self._demands)) if self._demands else ():
+            if self._announce_unit(unit, False, now_ns, actions):
+                del self._demands[unit]
+        if self._guess is not None and self._announce_unit(self._guess, True, now_ns, actions):
+            self._guess = None
+
+    def _announce_unit(self, unit: UnitNo, guess: bool, now_ns: int, actions: list[Action]) -> bool:
+        slot = self.slots.content.get(unit)
+        if slot is None:
+            return False
+        if slot.holds is LOADED:
+            actions.append(Announce(self.slots.announce(slot, guess), unit, slot.number))
+            self._moved_ns = now_ns
+        if self._position == unit:
+            self._position = unit + 1
+        return True
+
+    def _shrink(self, actions: list[Action]) -> None:
+        if self._slots_wanted is None or len(self.slots.all) <= self._slots_wanted:
+            return
+        free = [slot for slot in self.slots.all.values() if slot.holds is EMPTY or slot.holds is LOADED]
+        free.sort(key=lambda slot: (slot.holds is LOADED, slot.unit in self.residents, -self._distance(slot.unit)))
+        for slot in free[: len(self.slots.all) - self._slots_wanted]:
+            if slot.holds is LOADED:
+                self.slots.evict(slot)
+            self.slots.remove(slot)
+            actions.append(RemoveSlot(slot.number))
+
+    def _load_demands(self, now_ns: int, actions: list[Action]) -> None:
+        for unit in reversed(list(self._demands)) if self._demands else ():
+            if not self._idle:
+                return
+            if self._demands[unit].failures < TRIES and self._missing(unit):
+                slot = self._slot_for_demand(unit, now_ns)
+                if slot is not None:
+                    self._lend(slot, unit, now_ns, actions)
+
+    def _read_ahead(self, now_ns: int, actions: list[Action]) -> None:
+        count = len(self.units)
+        if not self._idle or len(self.slots.content) == count:
+            return
+        first = self._position
+        window_full = False
+        for distance in range(count if self._more else count - first):
+            unit = UnitNo((first + distance) % count)
+            if window_full and unit not in self.residents:
+                continue
+            if unit in self._failed or unit in self._demands or not self._missing(unit):
+                continue
+            slot = self._slot_for_guess(unit, distance)
+            if slot is not None:
+                self._lend(slot, unit, now_ns, actions)
+                if not self._idle:
+                    return
+            elif unit in self.residents or window_full or not self._residents_missing():
+                return  # whatever comes later in the order has a weaker claim to a slot
+            else:
+                window_full = True
+
+    def _refuse(self, now_ns: int, actions: list[Action]) -> None:
+        if not self._demands:
+            return
+        slots = self.slots
+        held_for_ns = now_ns - self._moved_ns
+        all_held = len(slots.announced) == len(slots.all) > 0 and held_for_ns >= self._limits.patience_ns
+        for unit, demand in list(self._demands.items()):
+            if demand.failures >= TRIES and unit not in slots.loading:
+                refusal = Refuse(unit, demand.exit_code, demand.text)
+            elif self._lost is not None:
+                refusal = Refuse(unit, self._lost.exit_code, self._lost.text)
+            elif all_held:
+                refusal = Refuse(
+                    unit,
+                    BudgetTooSmall.exit_code,
+                    f"unit {unit} is needed while all {len(slots.all)} slots are in use: this model needs at least "
+                    f"{len(slots.all) + 1} slots of {self.slot_nbytes} bytes",
+                )
+            else:
+                continue
+            del self._demands[unit]
+            actions.append(refusal)
+
+    # --- what the rules ask
+
+    def _lend(self, slot: Slot, unit: UnitNo, now_ns: int, actions: list[Action]) -> None:
+        if slot.holds is LOADED:
+            self.slots.evict(slot)
+        loader = self._idle.pop(0)
+        loader.slot, loader.progress_ns = slot, now_ns
+        self.loads_by_unit[unit] += 1
+        actions.append(Load(loader.number, loader.epoch, self.slots.lend(slot, unit), unit, slot.number))
+
+    def _missing(self, unit: UnitNo) -> bool:
+        """Nowhere complete, and no load of it makes progress."""
+        if unit in self.slots.content:
+            return False
+        loads = self.slots.loading.get(unit)
+        return loads is None or all(slot.late for slot in loads)
+
+    def _distance(self, unit: UnitNo) -> int:
+        """How many units are expected to be used before this one."""
+        return (unit - self._position) % len(self.units)
+
+    def _residents_missing(self) -> bool:
+        return any(self._missing(unit) for unit in self.residents)
+
+    def _window_has_room(self) -> bool:
+        """Streamed units together hold fewer slots than the window has; a second load of a resident is streamed."""
+        slots = self.slots
+        held = sum(slot.holds is not EMPTY for slot in slots.all.values())
+        return held - sum(unit in slots.content or unit in slots.loading for unit in self.residents) < self.window
+
+    def _candidates(self) -> tuple[Slot | None, Slot | None, Slot | None]:
+        """An empty slot; the loaded streamed unit and the loaded resident that are needed latest."""
+        empty = streamed = resident = None
+        farthest_streamed = farthest_resident = -1
+        for slot in self.slots.all.values():
+            if slot.holds is EMPTY:
+                empty = empty or slot
+            elif slot.holds is LOADED:
+                distance = self._distance(slot.unit)
+                if slot.unit in self.residents:
+                    if distance > farthest_resident:
+                        resident, farthest_resident = slot, distance
+                elif distance > farthest_streamed:
+                    streamed, farthest_streamed = slot, distance
+        return empty, streamed, resident
+
+    def _slot_for_guess(self, unit: UnitNo, distance: int) -> Slot | None:
+        empty, streamed, _ = self._candidates()
+        if empty is not None and (unit in self.residents or self._window_has_room()):
+            return empty
+        if streamed is not None and self._distance(streamed.unit) > distance:
+            return streamed
+        return None
+
+    def _slot_for_demand(self, unit: UnitNo, now_ns: int) -> Slot | None:
+        """A demand takes any slot, but a resident's only where no other can come free without it."""
+        empty, streamed, resident = self._candidates()
+        if empty is not None and streamed is not None:
+            return empty if unit in self.residents or self._window_has_room() else streamed
+        if empty is not None or streamed is not None:
+            return empty or streamed
+        if resident is None or any(not slot.late for slot in self.slots.lent.values()):
+            return None
+        if now_ns - self._moved_ns < self._limits.doubt_ns and any(
+            slot.guess for slot in self.slots.announced.values()
+        ):
+            return None  # compute returns a wrong guess as soon as it hears of it
+        self._robbed = [
+            "late" if slot.holds is LENT and slot.late else slot.holds.name
+            for slot in self.slots.all.values()
+            if slot.holds is not LOADED or slot.unit not in self.residents
+        ]
+        return resident
+
+    # --- for tests
+
+    def check(self) -> None:
+        """Raise `InvariantBroken` with the name of the first invariant that does not hold."""
+        slots = self.slots
+        slots.check()  # I2, I3, I4
+        if sum(self.units[slot.unit] for slot in slots.all.values() if slot.holds is not EMPTY) > (
+            len(slots.all) * self.slot_nbytes
+        ):
+            raise InvariantBroken("I1 bytes lent and loaded never exceed the arena")
+        busy = [loader for loader in self._loaders.values() if loader.slot is not None]
+        if len(busy) != len(slots.lent) or any(slots.lent.get(b.slot.ticket) is not b.slot for b in busy if b.slot):
+            raise InvariantBroken("I5 a loader has at most one ticket, and every lent slot a loader")
+        if any(loader.slot is not None or loader.killed for loader in self._idle):
+            raise InvariantBroken("I5 an idle loader has no ticket")
+        if any(robbed not in ("late", "ANNOUNCED") for robbed in self._robbed):
+            raise InvariantBroken(f"I6 a resident is evicted only where nothing else will come free: {self._robbed}")
+        for unit in self._demands:
+            if not self._is_on_its_way(unit):
+                raise InvariantBroken(f"I7 what compute waits for is on its way: unit {unit}")
+
+    def _is_on_its_way(self, unit: UnitNo) -> bool:
+        slots = self.slots
+        if unit in slots.content or self._lost is not None:
+            return False  # then it should have been announced, or refused
+        if unit in slots.loading or not self._idle or not slots.all:
+            return True
+        # A loader is idle: then there must be no slot to take, and one that somebody will give back.
+        empty, streamed, _ = self._candidates()
+        return empty is None and streamed is None and bool(slots.lent or slots.announced)

@@ -1,0 +1,104 @@
+"""What a run was like, as figures: JSON for programs (keys in docs/json.md), a few lines for people.
+
+It measures nothing: core/ledger.py gathers the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """A median over `count` passes."""
+
+    median_s: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peaks in bytes; `peak_nbytes` is the largest total of one moment, not the sum of the peaks."""
+
+    budget_nbytes: int | None
+    peak_nbytes: int | None
+    peak_by_process: dict[str, int]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The end of every run. None stands for what did not happen (no pass, no token, no budget)."""
+
+    passes: Seconds | None
+    tokens: Seconds | None
+    prefills: Seconds | None
+    first_read_s: float | None
+    read_nbytes: int
+    read_nbytes_per_pass: int | None
+    read_nbytes_unused: int
+    read_rate_nbytes_per_s: float | None
+    read_mode: str
+    stall_percent: float | None
+    memory: Memory
+    loaders: int
+    loaders_restarted: int
+    slots: int
+    slot_nbytes: int
+    residents: int
+    pages: str
+
+    def as_json(self) -> dict[str, object]:
+        """The report as JSON holds it."""
+        return asdict(self)
+
+
+def render_report(report: Report) -> str:
+    """The report for people, at most ten lines."""
+    lines = []
+    if report.passes:
+        plural = "" if report.passes.count == 1 else f" (median of {report.passes.count})"
+        lines.append(f"pass      {report.passes.median_s:.3g} s{plural}" + _stall(report))
+    if report.tokens:
+        first = f"; first {report.prefills.median_s:.3g} s" if report.prefills else ""
+        lines.append(f"token     {report.tokens.median_s:.3g} s (median of {report.tokens.count}){first}")
+    lines.append(_reads(report))
+    memory = report.memory
+    if memory.peak_nbytes is not None:
+        how = "" if memory.exact else ", estimated"
+        limit = "no limit was set" if memory.budget_nbytes is None else f"of {_size(memory.budget_nbytes)} allowed"
+        lines.append(f"memory    {_size(memory.peak_nbytes)} at most{how}, {limit}")
+        if memory.peak_by_process:
+            lines.append("          " + ", ".join(f"{one} {_size(n)}" for one, n in memory.peak_by_process.items()))
+    elif memory.budget_nbytes is None:
+        lines.append("memory    no limit was set")
+    restarted = f" ({report.loaders_restarted} restarted)" if report.loaders_restarted else ""
+    residents = f", {report.residents} units resident" if report.residents else ""
+    lines.append(
+        f"loaders   {report.loaders}{restarted}; {report.slots} slots of {_size(report.slot_nbytes)}{residents}, "
+        f"{report.pages} pages"
+    )
+    return "\n".join(lines)
+
+
+def _stall(report: Report) -> str:
+    return "" if report.stall_percent is None else f", {report.stall_percent:.0f} % of it waiting for weights"
+
+
+def _reads(report: Report) -> str:
+    parts = []
+    if report.read_nbytes_per_pass is not None:
+        parts.append(f"{_size(report.read_nbytes_per_pass)} per pass")
+    if report.read_rate_nbytes_per_s is not None:
+        parts.append(f"at {report.read_rate_nbytes_per_s / 1e6:.0f} MB/s ({report.read_mode})")
+    if report.read_nbytes_unused:
+        parts.append(f"{_size(report.read_nbytes_unused)} in vain")
+    if report.first_read_s is not None:
+        parts.append(f"first after {report.first_read_s:.2f} s")
+    return "read      " + (", ".join(parts) or "nothing")
+
+
+def _size(nbytes: int) -> str:
+    if nbytes < 2**20:
+        return f"{nbytes / 2**10:.0f} KiB"
+    return f"{nbytes / 2**20:.0f} MiB" if nbytes < 10 * 2**30 else f"{nbytes / 2**30:.1f} GiB"

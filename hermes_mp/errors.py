@@ -1,0 +1,209 @@
+"""Every error a user can meet, as one tree; each leaf has a stable exit code and a line that says what to try.
+
+HermesError
+├── UserError       the request cannot be met as asked (exit 2, 10-29)
+├── MachineError    the machine refused: memory, disk (30-39)
+├── PeerError       a process of ours is gone or talks nonsense (40-49)
+└── NeedsAllWeights the program asked a streamed model for something only a loaded one can give (50)
+
+A traceback is for bugs only: `InvariantBroken` (70) and whatever is not a HermesError.
+"""
+
+from __future__ import annotations
+
+
+class HermesError(Exception):
+    """`str(error)` is one clear line: what is wrong, where; `attempt` says what to try."""
+
+    exit_code = 1
+    attempt = ""
+
+    def __init__(self, message: str, attempt: str | None = None) -> None:
+        super().__init__(message)
+        if attempt is not None:
+            self.attempt = attempt
+
+    def line(self) -> str:
+        """The one line shown to a user."""
+        return f"{self}; {self.attempt}" if self.attempt else str(self)
+
+
+class UserError(HermesError):
+    """The user's request cannot be met as asked."""
+
+
+class BadOption(UserError):
+    """An unknown or wrong flag, TOML key or value."""
+
+    exit_code = 2
+    attempt = "see hermes-launch --help"
+
+
+class ModelNotFound(UserError):
+    """No such directory, and no such model on the hub."""
+
+    exit_code = 10
+    attempt = "name a directory with config.json and *.safetensors, or a hub id such as openai-community/gpt2"
+
+
+class NoSafetensors(UserError):
+    """Only pickled weights: we never unpickle."""
+
+    exit_code = 11
+    attempt = (
+        "convert once on a machine where the model fits: "
+        "AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)"
+    )
+
+
+class CheckpointBroken(UserError):
+    """A missing shard, a truncated file, a hostile or damaged header."""
+
+    exit_code = 12
+    attempt = "download the file again"
+
+
+class UnsupportedDtype(UserError):
+    """A parameter in another dtype than F32, F16, BF16, or a quantised checkpoint."""
+
+    exit_code = 13
+    attempt = "use a checkpoint in float32, float16 or bfloat16"
+
+
+class UnsupportedCheckpoint(UserError):
+    """Tensors that would have to be merged or split on the way, or an architecture transformers does not know."""
+
+    exit_code = 14
+    attempt = "save it once with save_pretrained by the installed transformers version"
+
+
+class MissingWeights(UserError):
+    """The task needs weights that the file lacks; they are never invented."""
+
+    exit_code = 15
+    attempt = "use a checkpoint trained for this task"
+
+
+class BudgetTooSmall(UserError):
+    """It does not fit; the message names the smallest budget that would do."""
+
+    exit_code = 16
+    attempt = "raise --memory, or lower --context, --batch or --loaders"
+
+
+class CallTooLarge(UserError):
+    """A call needs more KV cache, logits or activations than was reserved."""
+
+    exit_code = 17
+    attempt = "raise --context or --batch (API: load(..., context=, batch=)), or ask for less"
+
+
+class WrongInput(UserError):
+    """A prompt for an encoder, an image for a text model, a text for an image model."""
+
+    exit_code = 18
+
+
+class ContextTooLong(UserError):
+    """More tokens than the model was built for."""
+
+    exit_code = 19
+    attempt = "shorten the input or lower --max-new-tokens"
+
+
+class BadImage(UserError):
+    """A file that cannot be read as an image."""
+
+    exit_code = 20
+    attempt = "give a PNG or JPEG file"
+
+
+class HubUnreachable(UserError):
+    """The hub cannot be reached and the model is not in its cache."""
+
+    exit_code = 21
+    attempt = "check the network, or name a local directory"
+
+
+class MissingPackage(UserError):
+    """An optional package is not installed."""
+
+    exit_code = 22
+
+
+class MachineError(HermesError):
+    """The machine refused."""
+
+
+class OutOfMemory(MachineError):
+    """The kernel gave no memory for a slot."""
+
+    exit_code = 30
+    attempt = "lower --memory or --loaders, or close other programs"
+
+
+class ReadFailed(MachineError):
+    """The disk gave an error or fewer bytes than the file's header promised."""
+
+    exit_code = 31
+    attempt = "check the disk (dmesg) and the file"
+
+
+class PeerError(HermesError):
+    """A process of ours is gone or talks nonsense."""
+
+
+class BadMessage(PeerError):
+    """Bytes that are no message of ours: the one exception the decoder raises."""
+
+    exit_code = 40
+
+
+class DaemonLost(PeerError):
+    """The daemon is gone."""
+
+    exit_code = 41
+    attempt = "load the model again"
+
+
+class ComputeLost(PeerError):
+    """The compute process died; the message names its cause."""
+
+    exit_code = 42
+
+
+class LoadersLost(PeerError):
+    """No loader could be kept alive."""
+
+    exit_code = 43
+
+
+class NeedsAllWeights(HermesError):
+    """The call needs all weights at once; a streamed model holds a few layers at a time."""
+
+    exit_code = 50
+    attempt = "load the model with transformers itself for that"
+
+
+class InvariantBroken(HermesError):
+    """A bug of ours: the message names the invariant."""
+
+    exit_code = 70
+    attempt = "please report this"
+
+
+def by_exit_code() -> dict[int, type[HermesError]]:
+    """Leaf classes by exit code, for errors that travel between processes as (code, text)."""
+    found: dict[int, type[HermesError]] = {}
+    todo: list[type[HermesError]] = [HermesError]
+    while todo:
+        for child in todo.pop().__subclasses__():
+            todo.append(child)
+            if child.exit_code != 1:
+                found[child.exit_code] = child
+    return found
+
+
+def revived(exit_code: int, text: str) -> HermesError:
+    """The error that another process reported by its exit code and line."""
+    return by_exit_code().get(exit_code, InvariantBroken)(text, "")

@@ -1,0 +1,302 @@
+"""Every message that crosses a process; this page is the protocol. It knows nothing of sockets or of packing.
+
+The paper's signals: S_comp (a layer is loaded) = `UnitLoaded` to the daemon and `UnitReady` on to compute; S_dest
+(a layer may be destroyed) = `UnitDone`; S_stop (loading must pause) = the daemon lends no slot.
+Asks are imperative (`LoadUnit`), facts past tense (`UnitLoaded`). Times are CLOCK_MONOTONIC nanoseconds, the same
+clock in every process of a board. A daemon is the only peer of everyone: loaders and compute never talk directly,
+so one mind decides who owns a slot (the hop costs 40 us, a unit takes tens of milliseconds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+Ticket = NewType("Ticket", int)
+UnitNo = NewType("UnitNo", int)
+SlotNo = NewType("SlotNo", int)
+LoaderNo = NewType("LoaderNo", int)
+Epoch = NewType("Epoch", int)
+
+MAX_FRAME_NBYTES = 64 * 1024
+MAX_TEXT_CHARS = 12_000  # of one message: at most 48,000 bytes of UTF-8; longer texts travel in parts
+MAX_RANGES = 1024  # of one unit: 4 integers of at most 9 bytes each stay well below the frame limit
+
+
+@dataclass(frozen=True)
+class Range:
+    """One read: `nbytes` bytes of file number `file` from `offset`, to byte `at` of the slot."""
+
+    file: int
+    offset: int
+    nbytes: int
+    at: int
+
+
+# --- daemon -> loader
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """Use `path` as file number `file`; it must still be `nbytes` long."""
+
+    file: int
+    path: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class LoadUnit:
+    """Read `ranges` into the slot that starts at byte `base` of the arena and is `room` bytes long."""
+
+    epoch: Epoch
+    ticket: Ticket
+    unit: UnitNo
+    base: int
+    room: int
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class StopLoader:
+    """Finish and exit."""
+
+
+# --- loader -> daemon
+
+
+@dataclass(frozen=True)
+class LoaderStarted:
+    """The loader is up and has no work."""
+
+    loader: LoaderNo
+    epoch: Epoch
+    pid: int
+
+
+@dataclass(frozen=True)
+class UnitLoaded:
+    """Every byte of the unit is in its slot."""
+
+    loader: LoaderNo
+    epoch: Epoch
+    ticket: Ticket
+    nbytes: int
+    direct: bool
+    started_ns: int
+    ended_ns: int
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """The unit could not be read; `text` is one clear line, `exit_code` that of the error it stands for."""
+
+    loader: LoaderNo
+    epoch: Epoch
+    ticket: Ticket
+    exit_code: int
+    text: str
+
+
+@dataclass(frozen=True)
+class LoaderFailed:
+    """Start-up failed; do not restart."""
+
+    loader: LoaderNo
+    epoch: Epoch
+    exit_code: int
+    text: str
+
+
+# --- daemon -> compute
+
+
+@dataclass(frozen=True)
+class UnitReady:
+    """The unit lies complete in the arena from byte `base`; it is compute's until its `UnitDone`."""
+
+    ticket: Ticket
+    unit: UnitNo
+    base: int
+
+
+@dataclass(frozen=True)
+class UnitFailed:
+    """The unit asked for cannot be loaded, or the run is over: `exit_code` names the class of error."""
+
+    unit: UnitNo
+    exit_code: int
+    text: str
+
+
+@dataclass(frozen=True)
+class SlotsDivided:
+    """The budget is divided: so many slots of so many bytes. Compute may bind from now on."""
+
+    slots: int
+    slot_nbytes: int
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """Part `part` of request `request`, a JSON text; `final` when no request can follow this one."""
+
+    request: int
+    part: int
+    last: bool
+    final: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class StopCompute:
+    """Finish and exit (only ever sent to a compute process of ours, never to a caller's)."""
+
+
+# --- compute -> daemon
+
+
+@dataclass(frozen=True)
+class ComputeStarted:
+    """Compute is up; its next words describe the units."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class FileNamed:
+    """File number `file` of the ranges is this one."""
+
+    file: int
+    path: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class UnitDescribed:
+    """Unit `unit` in the predicted order: it takes `nbytes` of a slot and is read by these ranges."""
+
+    unit: UnitNo
+    nbytes: int
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class UnitsDescribed:
+    """That was all: `units` units; `digest` names the list; see `core.budget` for the bytes.
+
+    `base_nbytes` is compute's memory before it binds, `reserve_nbytes` what it must be left for KV cache, logits,
+    activations and casts at the reserved context and batch.
+    """
+
+    units: int
+    digest: str
+    base_nbytes: int
+    reserve_nbytes: int
+
+
+@dataclass(frozen=True)
+class AskUnit:
+    """Compute wants this unit: now (`waiting`), or as its next guess."""
+
+    unit: UnitNo
+    waiting: bool
+
+
+@dataclass(frozen=True)
+class UnitDone:
+    """The slot is free again. `computed` is false where compute returns it unused.
+
+    Times: when it was asked for in earnest, bound, and done; `asked_ns` to `bound_ns` is the stall.
+    """
+
+    ticket: Ticket
+    computed: bool
+    asked_ns: int
+    bound_ns: int
+    done_ns: int
+
+
+@dataclass(frozen=True)
+class RowsRead:
+    """Compute gathered rows of an embedding itself: bytes that went through no slot."""
+
+    nbytes: int
+    started_ns: int
+    ended_ns: int
+
+
+@dataclass(frozen=True)
+class PassForecast:
+    """Whether another pass is expected after this one; without one nothing beyond the last unit is read."""
+
+    more: bool
+
+
+@dataclass(frozen=True)
+class PassStarted:
+    """The outermost forward began: `rows` sequences of `tokens` new positions each."""
+
+    at_ns: int
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class PassEnded:
+    """The outermost forward ended; `complete` unless an exception cut it short."""
+
+    at_ns: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One short line about what compute is doing (`importing torch`), for the person who waits."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TextStreamed:
+    """Some text of the answer to `request`, as it comes."""
+
+    request: int
+    text: str
+
+
+@dataclass(frozen=True)
+class RequestAnswered:
+    """Part `part` of the answer to `request`, a JSON text."""
+
+    request: int
+    part: int
+    last: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class RequestFailed:
+    """The request cannot be answered; compute goes on with the next one."""
+
+    request: int
+    exit_code: int
+    text: str
+
+
+@dataclass(frozen=True)
+class ComputeFailed:
+    """Compute cannot go on (start-up failed, or a bug); do not restart. `traceback` is empty unless it is a bug."""
+
+    exit_code: int
+    text: str
+    traceback: str
+
+
+ToLoader = OpenFile | LoadUnit | StopLoader
+FromLoader = LoaderStarted | UnitLoaded | LoadFailed | LoaderFailed
+ToCompute = UnitReady | UnitFailed | SlotsDivided | RunRequest | StopCompute
+FromCompute = (
+    ComputeStarted | FileNamed | UnitDescribed | UnitsDescribed | AskUnit | UnitDone | RowsRead
+    | PassForecast | PassStarted | PassEnded | Progress | TextStreamed | RequestAnswered | RequestFailed | ComputeFailed
+)  # fmt: skip

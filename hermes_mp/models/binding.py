@@ -1,0 +1,229 @@
+"""Binds units to modules: before a piece's forward its parameters point into the slot, after it they are placeholders.
+
+A forward that stops, raises, skips, repeats or starts in the middle is legal: a unit is asked for by number when the
+first module that needs it runs, and given back when the last one is done, or when another unit is wanted.
+Holds no reference to the model itself, so that dropping the model ends the run. Knows no process and no message.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hermes_mp.errors import NeedsAllWeights
+from hermes_mp.models.placeholder import Placeholder
+from hermes_mp.models.skeleton import Source
+from hermes_mp.models.supply import Supply
+from hermes_mp.models.units import Bound, Division, Piece
+
+Check = Callable[[dict[str, Any]], None]
+
+
+class Binder:
+    """The state of the binding: which unit is held, how often, and whether a pass is running."""
+
+    def __init__(self, division: Division, supply: Supply, check_call: Check) -> None:
+        self.supply = supply
+        self.lock = threading.RLock()
+        self.check_call = check_call
+        self.passes_left: int | None = None
+        self._last_piece = {unit: id(piece) for unit, piece in division.last_piece().items()}
+        self._layouts = division.layouts
+        self._active: dict[int, int] = defaultdict(int)
+        self._bases: dict[int, int] = {}
+        self._lingering: int | None = None
+        self._depth = 0
+
+    # --- passes
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A hooked forward begins. The outermost one is a pass and keeps other threads out."""
+        self.lock.acquire()
+        self._depth += 1
+        if self._depth > 1:
+            return
+        try:
+            call = _arguments(module, args, kwargs)
+            if torch.is_grad_enabled() and any(_needs_grad(value) for value in call.values()):
+                raise NeedsAllWeights("an input requires grad, but gradients need every layer's weights kept")
+            self.check_call(call)
+            if self.passes_left is not None:
+                self.passes_left = max(self.passes_left - 1, 0)
+            self.supply.forecast(self.passes_left != 0)
+            self.supply.pass_started(*_extent(call))
+        except BaseException:
+            self._depth -= 1
+            self.lock.release()
+            raise
+
+    def end(self, complete: bool) -> None:
+        try:
+            if self._depth == 1:
+                self._drop_lingering()
+                self.supply.pass_ended(complete)
+        finally:
+            self._depth -= 1
+            self.lock.release()
+
+    # --- units
+
+    def hold(self, unit: int) -> int:
+        """The byte of the arena where the unit begins; waits for it unless it is held already."""
+        if not self._active[unit]:
+            if self._lingering != unit:
+                self._drop_lingering()
+                self._bases[unit] = self.supply.acquire(unit)
+            self._lingering = None
+        self._active[unit] += 1
+        return self._bases[unit]
+
+    def drop(self, unit: int, last: bool) -> None:
+        """One holder less. The last piece of a unit gives it back; before that it is kept for the pieces to come."""
+        self._active[unit] -= 1
+        if self._active[unit]:
+            return
+        if last:
+            del self._bases[unit]
+            self.supply.release(unit, True)
+        else:
+            self._drop_lingering()
+            self._lingering = unit
+
+    def _drop_lingering(self) -> None:
+        if self._lingering is not None:
+            unit, self._lingering = self._lingering, None
+            del self._bases[unit]
+            self.supply.release(unit, True)
+
+    # --- pieces
+
+    def bind(self, piece: Piece) -> None:
+        base = self.hold(piece.unit)
+        at = self._layouts[piece.unit].at
+        for bound in piece.bounds:
+            info = bound.source.info
+            bound.module._parameters[bound.leaf] = view(  # type: ignore[assignment]
+                self.supply.buffer, base + at[info.name], info.shape, bound.source
+            )
+
+    def unbind(self, piece: Piece, placeholders: list[tuple[Bound, Placeholder]], complete: bool) -> None:
+        for bound, placeholder in placeholders:
+            bound.module._parameters[bound.leaf] = placeholder  # type: ignore[assignment]
+        self.drop(piece.unit, not complete or self._last_piece[piece.unit] == id(piece))
+
+
+def view(buffer: Any, offset: int, shape: tuple[int, ...], source: Source) -> torch.Tensor:
+    """The tensor at byte `offset`, without a copy unless its dtype differs from the file's. Never requires grad."""
+    count = 1
+    for extent in shape:
+        count *= extent
+    if not count:
+        return torch.empty(shape, dtype=source.dtype)
+    tensor = torch.frombuffer(buffer, dtype=source.file_dtype, count=count, offset=offset).view(shape)
+    return tensor if source.dtype == source.file_dtype else tensor.to(source.dtype)
+
+
+def hook_piece(binder: Binder, piece: Piece, shared: dict[Source, Placeholder]) -> None:
+    """Wrap the piece's forward so that its parameters are bound while it runs; until then they are placeholders.
+
+    `shared` keeps tied parameters one object.
+    """
+    placeholders = []
+    for bound in piece.bounds:
+        made = Placeholder.of(bound.name, torch.Size(bound.source.info.shape), bound.source.dtype)
+        placeholder = shared.setdefault(bound.source, made)
+        bound.module._parameters[bound.leaf] = placeholder  # type: ignore[assignment]
+        placeholders.append((bound, placeholder))
+    call = _plain_forward(piece.module)
+
+    def forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        binder.begin(module, args, kwargs)
+        complete = False
+        try:
+            binder.bind(piece)
+            try:
+                output = call(module, *args, **kwargs)
+                complete = True
+                return output
+            finally:
+                binder.unbind(piece, placeholders, complete)
+        finally:
+            binder.end(complete)
+
+    _replace_forward(piece.module, forward)
+
+
+def hook_guard(binder: Binder, module: nn.Module) -> None:
+    """Wrap the forward of a module above the pieces: the outermost one that runs is a pass."""
+    call = _plain_forward(module)
+
+    def forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        binder.begin(module, args, kwargs)
+        complete = False
+        try:
+            output = call(module, *args, **kwargs)
+            complete = True
+            return output
+        finally:
+            binder.end(complete)
+
+    _replace_forward(module, forward)
+
+
+def _plain_forward(module: nn.Module) -> Callable[..., Any]:
+    bound = module.__dict__.get("forward")
+    if bound is not None:  # some integration replaced it on the instance: it brings its own self
+        return lambda _, *args, **kwargs: bound(*args, **kwargs)
+    plain: Callable[..., Any] = type(module).forward
+    return plain
+
+
+def _replace_forward(module: nn.Module, forward: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+    itself = weakref.ref(module)
+    original = module.forward
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        owner = itself()
+        assert owner is not None
+        return forward(owner, args, kwargs)
+
+    functools.update_wrapper(wrapper, type(module).forward)
+    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    wrapper.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    module.forward = wrapper  # type: ignore[method-assign]
+
+
+def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments by name; positional ones that the signature does not name are dropped."""
+    if not args:
+        return kwargs
+    try:
+        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+    except TypeError:
+        return kwargs
+    named = dict(bound.arguments)
+    return named | named.pop("kwargs", {})
+
+
+def _needs_grad(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad
+
+
+def _extent(call: dict[str, Any]) -> tuple[int, int]:
+    """Sequences and new positions per sequence of a call (images count as one position)."""
+    for name in ("input_ids", "decoder_input_ids", "inputs_embeds", "hidden_states"):
+        value = call.get(name)
+        if isinstance(value, torch.Tensor) and value.dim() >= 2:
+            return value.shape[0], value.shape[1]
+    for value in call.values():
+        if isinstance(value, torch.Tensor) and value.dim() >= 1:
+            return value.shape[0], 1
+    return 1, 1

@@ -1,0 +1,71 @@
+"""From a model directory to a skeleton, its units and its footprint: all that is known before the first weight byte.
+
+Compute does this while the loaders already read. It binds nothing and knows no process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from hermes_mp.errors import ContextTooLong
+from hermes_mp.host.checkpoint import Checkpoint
+from hermes_mp.models.footprint import DEFAULT_CONTEXT, Footprint, measure, model_maximum
+from hermes_mp.models.skeleton import Skeleton, build_skeleton
+from hermes_mp.models.trace import trace_forward
+from hermes_mp.models.units import Division, cast_nbytes, divide
+
+
+@dataclass
+class Prepared:
+    skeleton: Skeleton
+    division: Division
+    footprint: Footprint
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    dtype: str,
+    context: int | None,
+    batch: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> Prepared:
+    """Build, trace and divide the model of `checkpoint` for `batch` sequences of `context` positions.
+
+    Raises the errors of `build_skeleton` and `divide`; ContextTooLong where `context` exceeds the model's maximum.
+    """
+    directory: Path = checkpoint.directory
+    say("building the model without its weights")
+    skeleton = build_skeleton(directory, checkpoint, dtype)
+    maximum = model_maximum(skeleton.model.config)
+    if context is not None and maximum is not None and context > maximum:
+        raise ContextTooLong(f"--context {context} is more than the {maximum} positions of {directory}", "lower it")
+    positions = context or min(DEFAULT_CONTEXT, maximum or DEFAULT_CONTEXT)
+    say("tracing the order of its weights")
+    trace = trace_forward(skeleton.model, batch, positions)
+    division = divide(skeleton, trace)
+    blocks = [block for matrix in division.matrices for block in matrix.blocks]
+    scratch = cast_nbytes(division) + 4 * batch * max((b.last - b.first for b in blocks), default=0)
+    scratch += sum(m.source.info.nbytes // m.source.info.shape[0] for m in division.matrices) * batch * positions
+    footprint = measure(skeleton.model, trace, batch, positions, scratch)
+    return Prepared(skeleton, division, footprint)
+
+
+def settle(dtype: torch.dtype) -> None:
+    """Make torch's lazy allocations now and give freed memory back, so that what is measured next is what stays."""
+    with torch.no_grad():
+        states = torch.randn(1, 64, 256, dtype=dtype)
+        weight = torch.randn(256, 256, dtype=dtype)
+        for inputs in (states, states[:, :1]):
+            F.gelu(F.layer_norm(F.linear(inputs, weight, weight[0]), (256,)))
+            torch.softmax(F.linear(inputs, weight), -1, dtype=torch.float32)
+        heads = states.view(1, 64, 4, 64).transpose(1, 2)
+        F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+    if trim is not None:
+        trim(0)

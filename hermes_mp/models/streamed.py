@@ -1,0 +1,158 @@
+"""Turns a skeleton into a model for inference on streamed weights: still the transformers class, minus what needs all.
+
+The object stays an instance of its transformers class (a subclass made on the fly, of the same name), so generate(),
+pipelines, streamers and caches see what they know. Knows the supply only through the binder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from hermes_mp.errors import NeedsAllWeights
+from hermes_mp.models.binding import Binder, Check, hook_guard, hook_piece
+from hermes_mp.models.matrix import SuppliedMatrix
+from hermes_mp.models.placeholder import Placeholder
+from hermes_mp.models.skeleton import BUFFER_DTYPES, Skeleton, Source, load_buffers, make_buffers_real
+from hermes_mp.models.supply import Supply
+from hermes_mp.models.units import Division
+
+
+class StreamedModel:
+    """Mixed in before a transformers class by `stream`."""
+
+    _hermes_binder: Binder
+    _hermes_check_generate: Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
+    _hermes_closer: Any = None
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise NeedsAllWeights(
+            f"{what} needs all weights at once; a streamed {type(self).__name__} holds a few layers at a time"
+        )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` of transformers; calls from several threads queue."""
+        with self._hermes_binder.lock:
+            self._hermes_check_generate(self, args, kwargs)
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def expect_passes(self, count: int) -> Iterator[None]:
+        """Inside, at most `count` passes will run and none after them: nothing is read ahead past the last."""
+        binder = self._hermes_binder
+        binder.passes_left = count
+        try:
+            yield
+        finally:
+            binder.passes_left = None
+
+    def close(self) -> None:
+        """End the processes behind the model. Calls after that raise."""
+        if self._hermes_closer is not None:
+            self._hermes_closer()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:
+            self._refuse("train()")
+        return super().train(False)  # type: ignore[misc]
+
+    def eval(self) -> Any:
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        if requires_grad:
+            self._refuse("requires_grad_()")
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("state_dict()")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("load_state_dict()")
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("save_pretrained()")
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("push_to_hub()")
+
+    def to(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("to()")
+
+    def compile(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("compile()")
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("resize_token_embeddings()")
+
+    def _apply(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._refuse("moving or casting the model")
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self._refuse("copying the model")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self._refuse("pickling the model")
+
+
+def stream(
+    skeleton: Skeleton,
+    division: Division,
+    supply: Supply,
+    check_call: Check,
+    check_generate: Callable[[Any, tuple[Any, ...], dict[str, Any]], None],
+) -> Any:
+    """Make the skeleton's model run on units from `supply`. Reads buffers and pinned weights now, the rest never.
+
+    `check_call` is given the arguments of every outermost forward, `check_generate` the model and the arguments of
+    every `generate`; both may raise CallTooLarge.
+    """
+    model = skeleton.model
+    make_buffers_real(skeleton)
+    load_buffers(skeleton, {name: _read(supply, source) for name, source in skeleton.buffers.items()})
+    pinned: dict[Source, nn.Parameter] = {}
+    for bound in division.pinned:
+        if bound.source not in pinned:
+            loaded = _read(supply, bound.source).to(bound.source.dtype)
+            pinned[bound.source] = nn.Parameter(loaded, requires_grad=False)
+        bound.module._parameters[bound.leaf] = pinned[bound.source]
+    binder = Binder(division, supply, check_call)
+    for matrix in division.matrices:
+        info = matrix.source.info
+        placeholder = Placeholder.of(
+            matrix.name, torch.Size(info.shape), matrix.source.dtype, SuppliedMatrix(matrix, binder)
+        )
+        for module, leaf in matrix.owners:
+            module._parameters[leaf] = placeholder  # type: ignore[assignment]
+    inner = {id(part) for piece in division.pieces for part in piece.module.modules()}
+    shared: dict[Source, Placeholder] = {}
+    for piece in division.pieces:
+        hook_piece(binder, piece, shared)
+    for module in model.modules():
+        if id(module) not in inner and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            hook_guard(binder, module)
+    kind = type(model)
+    described = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+    model.__class__ = type(kind.__name__, (StreamedModel, kind), described)
+    model._hermes_binder = binder
+    model._hermes_check_generate = check_generate
+    return model
+
+
+def _read(supply: Supply, source: Source) -> torch.Tensor:
+    """A tensor of its own memory, in the file's dtype."""
+    tensor = torch.empty(source.info.shape, dtype=BUFFER_DTYPES[source.info.dtype])
+    if tensor.numel():
+        into = memoryview(tensor.view(-1).view(torch.uint8).numpy()).cast("B")
+        supply.read_rows(source.file, [(source.info.begin, source.info.nbytes)], into)
+    return tensor

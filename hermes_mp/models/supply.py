@@ -1,0 +1,28 @@
+"""What binding needs from the processes behind it: units on demand, rows of a file, and someone to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class Supply(Protocol):
+    """Blocking calls of one thread at a time. Every one of them may raise DaemonLost or ReadFailed."""
+
+    buffer: Any  # the arena, as anything torch.frombuffer takes
+
+    def acquire(self, unit: int) -> int:
+        """Wait until the unit is loaded; the byte of `buffer` where its slot begins. It stays until `release`."""
+
+    def release(self, unit: int, computed: bool) -> None:
+        """The unit's slot may be used for something else."""
+
+    def read_rows(self, file: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
+        """Read the (offset, nbytes) ranges of file number `file`, one after the other, into `into`."""
+
+    def forecast(self, more: bool) -> None:
+        """Whether another pass is expected after this one."""
+
+    def pass_started(self, rows: int, tokens: int) -> None: ...
+
+    def pass_ended(self, complete: bool) -> None: ...

@@ -1,0 +1,79 @@
+"""For every test: it must leave no child process, no file descriptor, no memfd and no run directory behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+MEMORY_CGROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # v1, v2
+# What libraries keep open for good once they have used it.
+KEPT_OPEN = ("/dev/urandom", "/dev/null", "/dev/pts/", "/dev/tty")
+
+
+def _descriptors() -> set[tuple[int, str]]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except FileNotFoundError:  # the one that listed them
+            continue
+    return found
+
+
+def _children() -> dict[int, str]:
+    return {child.pid: str(child) for child in psutil.Process().children(recursive=True)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_directories() -> Iterator[Path]:
+    """Where run directories are made: a private place, so that another session on this machine is not ours to blame."""
+    folder = Path(tempfile.mkdtemp(prefix="hermes-tests-"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        yield folder
+    folder.rmdir()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(run_directories: Path) -> Iterator[None]:
+    """Fail the test that leaves something."""
+    before, children = _descriptors(), _children()
+    yield
+    if _descriptors() - before:
+        gc.collect()  # what only waits for the collector is not lost
+    fds = [f"{fd} -> {link}" for fd, link in sorted(_descriptors() - before) if not link.startswith(KEPT_OPEN)]
+    assert not fds, f"left open: {fds}"
+    left = {pid: line for pid, line in _children().items() if pid not in children}
+    assert not left, f"left running: {left}"
+    folders = sorted(run_directories.iterdir())
+    for folder in folders:
+        shutil.rmtree(folder)  # one leak fails one test
+    assert not folders, f"left behind: {folders}"
+
+
+@pytest.fixture
+def memory_cgroup() -> Iterator[Path]:
+    """A memory cgroup of 64 MiB without swap; skips where we may not make one."""
+    for top in MEMORY_CGROUPS:
+        folder = top / f"hermes-test-{os.getpid()}"
+        if not (top / "cgroup.procs").exists():
+            continue
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        limits = [folder / name for name in ("memory.max", "memory.limit_in_bytes") if (folder / name).exists()]
+        for limit in limits:
+            limit.write_text(str(64 << 20))
+            yield folder
+        folder.rmdir()
+        if limits:
+            return
+    pytest.skip("no memory cgroup can be made here")

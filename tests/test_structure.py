@@ -1,0 +1,159 @@
+"""The shape of the code: which way imports point, who may touch what, what an agent's process holds, docstrings."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "hermes_mp"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MAX_DOCSTRING_LINES = 8
+LONG_DOCSTRINGS = {"messages.py", "errors.py"}  # the protocol, the tree of errors
+
+# What the files of a part may import of the package. The parts are its folders; `base` is messages, config, errors;
+# `top` is __init__.py and api.py, what the user's program imports.
+MAY_IMPORT = {
+    "base": {"base"},
+    "core": {"core", "base"},
+    "host": {"host", "core", "base"},
+    "models": {"models", "host", "core", "base"},
+    "agents": {"agents", "models", "host", "core", "base"},
+    "cli": {"cli", "agents", "models", "host", "core", "base", "top"},
+    "top": {"top", "agents", "models", "host", "core", "base"},
+}
+# Facilities that exactly these files may touch; a trailing * is any ending.
+ONLY_IN = {
+    "zmq": {"host/wire.py"},
+    "msgpack": {"host/codec.py"},
+    "torch": {"models/*", "agents/compute*", "api.py"},
+    "transformers": {"models/*", "agents/compute*", "api.py"},
+    "numpy": {"models/*", "agents/compute*"},
+    "huggingface_hub": {"host/hub.py"},
+    "ctypes": {"host/arena.py", "host/deathwatch.py", "models/*"},
+    "multiprocessing": set(),
+    "pickle": set(),
+}
+# core is pure: what of the standard library computes, and nothing that sees a clock, a file, a process or chance.
+PURE = {
+    "__future__", "abc", "bisect", "collections", "copy", "dataclasses", "enum", "functools", "hashlib", "heapq",
+    "itertools", "json", "math", "operator", "re", "struct", "types", "typing",
+}  # fmt: skip
+IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
+
+# What a process of an agent may load beyond the standard library, and what of that it must not.
+AGENT_PACKAGES = {"hermes_mp.agents.loader": {"hermes_mp", "zmq", "msgpack"}}
+HEAVY = {
+    "asyncio", "concurrent", "ctypes.util", "email", "http", "logging", "multiprocessing", "sqlite3", "ssl",
+    "tempfile", "unittest", "urllib.request", "xml",
+}  # fmt: skip
+
+
+def part_of(module: str) -> str:
+    """'hermes_mp.core.slots' -> 'core'."""
+    name = module.split(".")[1] if "." in module else "__init__"
+    if name in ("messages", "config", "errors"):
+        return "base"
+    return name if name in MAY_IMPORT else "top"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of a file, wherever in it, also those for type checking only."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            module = node.module or ""
+            if module.count(".") < 2 and module.partition(".")[0] == "hermes_mp":  # names may be modules themselves
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, module
+
+
+def allowed(path: Path, places: set[str]) -> bool:
+    name = path.relative_to(PACKAGE).as_posix()
+    return any(name == place or (place.endswith("*") and name.startswith(place[:-1])) for place in places)
+
+
+def loaded_modules(module: str) -> set[str]:
+    """What a bare interpreter holds once it has imported `module`, the way `host.children` starts a light child."""
+    code = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); import {0}; print('\\n'.join(sys.modules))"
+    path = "\n".join([str(ROOT), *(entry for entry in sys.path if entry)])
+    command = [sys.executable, "-I", "-S", "-c", code.format(module), path]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_one_way(path: Path) -> None:
+    part = part_of(module_of(path))
+    wrong = [
+        f"line {line}: {part} imports {module}"
+        for line, module in imports(path)
+        if module.partition(".")[0] == "hermes_mp" and part_of(module) not in MAY_IMPORT[part]
+    ]
+    assert not wrong
+
+
+def test_every_facility_is_touched_where_it_belongs() -> None:
+    wrong = [
+        f"{module_of(path)}:{line} imports {module}"
+        for path in FILES
+        for line, module in imports(path)
+        if not allowed(path, ONLY_IN.get(module.partition(".")[0], {"*"}))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").rglob("*.py")), ids=module_of)
+def test_core_is_pure(path: Path) -> None:
+    impure = [
+        f"line {line}: {module}"
+        for line, module in imports(path)
+        if module.partition(".")[0] not in PURE | {"hermes_mp"}
+    ]
+    calls = [
+        f"line {node.lineno}: {node.func.id}()"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_CALLS
+    ]
+    assert not impure + calls
+
+
+@pytest.mark.parametrize("module", AGENT_PACKAGES)
+def test_an_agent_loads_only_what_is_on_its_list(module: str) -> None:
+    loaded = loaded_modules(module)
+    assert module in loaded
+    packages = {name.partition(".")[0] for name in loaded if "cython" not in name.partition(".")[0]}  # its runtime
+    assert packages - sys.stdlib_module_names - {"__main__"} == AGENT_PACKAGES[module]
+    assert not loaded & HEAVY
+
+
+def test_launch_and_cluster_are_no_packages() -> None:
+    """An installed top-level package `launch` would break ROS 2, which has one."""
+    for name in ("launch", "cluster"):
+        assert (ROOT / name).is_dir()
+        assert not list((ROOT / name).rglob("__init__.py"))
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=module_of)
+def test_every_file_says_what_it_is(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring, "no module docstring"
+    if path.name not in LONG_DOCSTRINGS:
+        assert len(docstring.splitlines()) <= MAX_DOCSTRING_LINES
+
+
+def test_every_folder_of_the_package_is_one() -> None:
+    folders = {path.parent for path in FILES}
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
