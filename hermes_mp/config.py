@@ -178,9 +178,7 @@ class LaunchConfig(RunConfig):
         None, IDS, "the input as token ids, for a model without a tokenizer", "5,17,9", _REQUEST
     )
     raw: bool = _option(False, SWITCH, "do not use the tokenizer's chat template", "", _REQUEST)
-    token_embeddings: bool = _option(
-        False, SWITCH, "embeddings: also give the vector of every token", "", _REQUEST
-    )
+    token_embeddings: bool = _option(False, SWITCH, "embeddings: also give the vector of every token", "", _REQUEST)
     max_new_tokens: int = _option(64, _whole(1, 2**24), "generate at most this many tokens", "N", _SAMPLING)
     temperature: float | None = _option(
         None, _number(0, 100), "0 always takes the likeliest token; above it, sample", "T", _SAMPLING

@@ -104,7 +104,8 @@ class Front(Protocol):
 
     def loaded(self, message: UnitLoaded, unit: UnitNo) -> None: ...
 
-    def done(self, message: UnitDone, unit: UnitNo) -> None: ...
+    def done(self, message: UnitDone, unit: UnitNo, loaded_by: Ticket) -> None:
+        """`loaded_by` is the ticket of the load that brought the unit."""
 
     def ready(self, units: UnitList) -> None:
         """Compute can be given requests."""
@@ -112,7 +113,7 @@ class Front(Protocol):
     def say(self, text: str) -> None:
         """Something worth a line: a loader was lost, slots are fewer than planned."""
 
-    def sampled(self, by_process: dict[str, int], arena_nbytes: int) -> None: ...
+    def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
 
     def readable(self, fd: int) -> None: ...
 
@@ -135,7 +136,7 @@ class Daemon:
         self._slots_missing = 0
         self._described: tuple[list[UnitFile], list[UnitSpec]] = ([], [])
         self._loading: dict[Ticket, UnitNo] = {}
-        self._leased: dict[Ticket, UnitNo] = {}
+        self._leased: dict[Ticket, tuple[UnitNo, Ticket]] = {}
         self._started: dict[Peer, LoaderStarted] = {}
         self._file_shares: dict[int, float] = {}
         self._compute: Child | None = None
@@ -195,6 +196,14 @@ class Daemon:
         parts = [text[at : at + MAX_TEXT_CHARS] for at in range(0, len(text), MAX_TEXT_CHARS)]
         for index, part in enumerate(parts):
             self._to_compute(RunRequest(number, index, index == len(parts) - 1, final, part))
+
+    @property
+    def planned_slots(self) -> int:
+        return len(self.slots) + self._slots_missing
+
+    def forget(self, fd: int) -> None:
+        """The front has no more use for this descriptor."""
+        self._poller.forget(fd)
 
     def end(self, error: HermesError | None = None) -> None:
         """The run is over; the first reason counts."""
@@ -306,9 +315,9 @@ class Daemon:
         if isinstance(message, (AskUnit, PassForecast)):
             self._feed(message)
         elif isinstance(message, UnitDone):
-            unit = self._leased.pop(message.ticket, None)
-            if unit is not None:
-                self.front.done(message, unit)
+            leased = self._leased.pop(message.ticket, None)
+            if leased is not None:
+                self.front.done(message, *leased)
             self._feed(message)
         elif isinstance(message, ComputeStarted):
             self._compute_pid = message.pid
@@ -368,7 +377,7 @@ class Daemon:
             return
         unitcache.remember(self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes))
         self._divided = True
-        self._to_compute(SlotsDivided(len(self.slots) + self._slots_missing, self.slot_nbytes))
+        self._to_compute(SlotsDivided(self.planned_slots, self.slot_nbytes))
         self.front.ready(units)
 
     # --- units and slots
@@ -453,7 +462,8 @@ class Daemon:
             if not self.hub.send(Peer("loader", action.loader, action.epoch), order):
                 self.crew.kill(action.loader, action.epoch)  # it reads nothing any more
         elif isinstance(action, Announce):
-            self._leased[action.ticket] = action.unit
+            assert self.mind is not None
+            self._leased[action.ticket] = (action.unit, self.mind.slots.all[action.slot].loaded_by)
             self._to_compute(UnitReady(action.ticket, action.unit, self.slots[action.slot]))
         elif isinstance(action, Refuse):
             self._to_compute(UnitFailed(action.unit, action.exit_code, action.text[:MAX_TEXT_CHARS]))
@@ -478,7 +488,7 @@ class Daemon:
                 self._file_shares[pid] = exact.file_nbytes / max(1, quick.file_nbytes)
             share = self._file_shares.get(pid, 1.0)
             found[name] = quick.private_nbytes + int(share * quick.file_nbytes) + quick.tables_nbytes
-        self.front.sampled(found, self.arena.allocated_nbytes())
+        self.front.sampled(found, self.arena.allocated_nbytes(), exactly)
 
 
 def arena_nbytes(checkpoint: Checkpoint, memory_nbytes: int | None, loaders: int) -> int:

@@ -1,12 +1,13 @@
 """The one owner of the terminal: answers on standard output, everything else on standard error.
 
 Told by the daemon's loop what is going on, and how late it is (`tick`). With `--json` standard output holds exactly
-one object, written at the end. A reader that goes away (`| head`) is no error: `reader_gone`, and nothing more is written.
+one object, written at the end. A reader that goes away (`| head`) is no error: `reader_gone` is set.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -41,6 +42,9 @@ class Console:
         self._answered = 0
         self._object: dict[str, Any] = {"schema": SCHEMA, "model": None, "answers": [], "report": None, "error": None}
         self.reader_gone = False
+        for stream in (out, err):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to die
 
     def model(self, name: str) -> None:
         """Whose answers these are."""
@@ -102,6 +106,11 @@ class Console:
         """One request could not be answered; others may follow."""
         self._object["answers"].append({"error": {"exit_code": exit_code, "line": line}})
         self._error_line(line)
+
+    def note(self, text: str) -> None:
+        """Something worth a line while the run goes on."""
+        if not self._quiet:
+            self._write_err(f"{PROGRAM}: {text}\n")
 
     def error(self, line: str, exit_code: int) -> None:
         """The run is over."""

@@ -6,6 +6,7 @@ weights, and gives the demonstration's requests. It does not know how ranking wo
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -43,7 +44,7 @@ def embedded_requests(texts: tuple[str, ...]) -> list[dict[str, object]]:
 def verdict_file() -> Path:
     """Where the verdict about the weights is remembered, in the user's cache directory."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "hermes-mp" / "embedded.json"
+    return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~/.cache"))) / "hermes-mp" / "embedded.json"
 
 
 def check_weights(weights: Path, sha256: str, verdict: Path) -> None:
@@ -94,4 +95,5 @@ def _remember(verdict: Path, facts: dict[str, object]) -> None:
         unfinished.write_text(json.dumps(facts), encoding="utf-8")
         unfinished.replace(verdict)
     except OSError:  # a read-only home: every start hashes again, nothing else is lost
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()

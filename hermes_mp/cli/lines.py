@@ -27,7 +27,7 @@ class LineSource:
         return self._fd
 
     def read_lines(self) -> list[str]:
-        """The lines that are complete after one read; bytes that are no UTF-8 are replaced. WrongInput: a line > 1 MiB."""
+        """The lines that one read completes; bytes that are no UTF-8 are replaced. WrongInput: a line of over 1 MiB."""
         try:
             chunk = os.read(self._fd, CHUNK_NBYTES)
         except OSError:  # the terminal is gone

@@ -1,7 +1,7 @@
 """How a wait looks: a bar on a terminal, now and then a line elsewhere. It knows nothing of answers.
 
-On a terminal a wait is never silent. While an answer is being written and the cursor stands in the middle of its line, a bar
-would overwrite the text: then a few words stand behind it, and the cursor is put back.
+On a terminal a wait is never silent. While an answer is being written and the cursor stands in the middle of its
+line, a bar would overwrite the text: then a few words stand behind it, and the cursor is put back.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Progress(Protocol):
     """Shows a status on the error stream."""
 
     def show(self, status: Status, now_s: float, room: int | None, quiet_s: float) -> None:
-        """Draw it. `room` is None at the start of a line, else the columns left behind the text; nothing was written for `quiet_s`."""
+        """Draw it. `room`: columns left behind the text, None at the start of a line; text last came `quiet_s` ago."""
 
     def clear(self) -> None:
         """Take away what is drawn, before something else is written."""

@@ -40,7 +40,7 @@ class _Lease:
     def __init__(self, ready: UnitReady) -> None:
         self.ready = ready
         self.asked_ns: int | None = None
-        self.bound_ns = 0
+        self.bound_ns: int | None = None
         self.binds = 0
 
 
@@ -65,7 +65,8 @@ class Leasing:
     def want(self, unit: UnitNo, now_ns: int) -> list[Action]:
         """Compute needs the unit now: return what it guessed wrong, and ask unless the unit is here.
 
-        If `held` says None afterwards, handle messages until it does not, or until `GiveUp`.
+        If `held` says None afterwards, handle messages until it does not, or until `GiveUp`; if an exception (Ctrl-C)
+        ends that wait, call `abandon`.
         """
         actions: list[Action] = [
             self._return(lease, now_ns)
@@ -109,11 +110,15 @@ class Leasing:
             self._guess = None
         return []
 
+    def abandon(self) -> None:
+        """Compute waits no longer: the answer may come any time and is returned unused, or is no news."""
+        self._waiting = None
+
     def begin(self, unit: UnitNo, now_ns: int) -> list[Action]:
         """The unit is bound and compute uses it: ask for the one that should come next."""
         lease = self._of(unit)
         lease.binds += 1
-        if lease.binds == 1:
+        if lease.bound_ns is None:
             lease.bound_ns = now_ns
         following = unit + 1
         if following == self._units:
@@ -148,7 +153,7 @@ class Leasing:
         ready = lease.ready
         if self._leases.get(ready.unit) is lease:
             del self._leases[ready.unit]
-        bound_ns = lease.bound_ns or now_ns
+        bound_ns = now_ns if lease.bound_ns is None else lease.bound_ns
         asked_ns = bound_ns if lease.asked_ns is None else lease.asked_ns
         return Send(UnitDone(ready.ticket, computed, asked_ns, bound_ns, now_ns))
 

@@ -65,10 +65,10 @@ class Ledger:
         self._read(message.nbytes, message.started_ns, message.ended_ns)
         self._pass_read_nbytes += message.nbytes
 
-    def unit_done(self, message: UnitDone) -> None:
-        """A resident comes back under its ticket every pass, but was read once."""
+    def unit_done(self, message: UnitDone, loaded_by: Ticket) -> None:
+        """`loaded_by` is the ticket of the unit's load: a resident comes back every pass, but was read once."""
         if message.computed:
-            self._pass_read_nbytes += self._unused.pop(message.ticket, 0)
+            self._pass_read_nbytes += self._unused.pop(loaded_by, 0)
             self._pass_stall_ns += max(0, message.bound_ns - message.asked_ns)
 
     def request_started(self) -> None:

@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hermes_mp.errors import (
     CheckpointBroken,
@@ -27,12 +26,11 @@ from hermes_mp.errors import (
     NoSafetensors,
     by_exit_code,
 )
-from hermes_mp.host.checkpoint import OTHER_FORMATS, WEIGHTS, WEIGHTS_INDEX, read_config, weights_files
+from hermes_mp.host.checkpoint import CONFIG, OTHER_FORMATS, WEIGHTS, WEIGHTS_INDEX, read_config, weights_files
 
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
-TIMEOUT_S = "5"  # for an answer to begin; a transfer may take as long as it does
+TIMEOUT_S = 5.0  # for an answer to begin; a transfer may take as long as it does
 GRACE_S = 2.0
-NETWORK_PACKAGES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "hf_xet")
 
 
 def resolve(model: str, say: Callable[[str], None]) -> Path:
@@ -44,7 +42,7 @@ def resolve(model: str, say: Callable[[str], None]) -> Path:
     if path.exists():
         return path
     if not model or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise ModelNotFound(f"there is no directory {model or '(empty name)'}")
+        raise ModelNotFound(f"there is no directory {model or '(its name is empty)'}")
     say(f"looking for {model} on the hub")
     return _in_own_process(model)
 
@@ -93,61 +91,56 @@ def _told(model: str, line: str, returncode: int) -> HermesError:
 
 def download(repo: str) -> Path:
     """The snapshot directory of `repo` in the cache, with what is missing fetched, weights last."""
-    folder = _fetch(repo, BESIDE_WEIGHTS)
-    try:
-        config = read_config(folder)
-    except ModelNotFound as error:
-        raise ModelNotFound(f"{repo} on the hub holds no config.json") from error
-    if config.get("transformers_weights") is None and not (folder / WEIGHTS).is_file():
-        _fetch(repo, (WEIGHTS,), folder.name)
-    if not (folder / WEIGHTS).is_file() and not _has_index(folder, config):
-        raise _no_weights(repo, folder)
-    missing = [name for name in weights_files(folder, config) if not (folder / name).is_file()]
-    if missing:
-        _fetch(repo, tuple(missing), folder.name)
-    for name in missing:
-        if not (folder / name).is_file():
-            raise _not_there(repo, name)
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
+
+    try:  # asked for itself: snapshot_download waits for ever for a hub that takes the connection and says nothing
+        told = HfApi().model_info(repo, timeout=TIMEOUT_S)
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        return _cached(repo, error)
+    names = {sibling.rfilename for sibling in told.siblings or ()}
+    if CONFIG not in names:
+        raise ModelNotFound(f"{repo} on the hub holds no {CONFIG}")
+    folder = Path(snapshot_download(repo, allow_patterns=list(BESIDE_WEIGHTS)))
+    config = read_config(folder)  # a quantised model is refused before gigabytes travel
+    if config.get("transformers_weights") is None:
+        if WEIGHTS in names:
+            snapshot_download(repo, revision=folder.name, allow_patterns=[WEIGHTS])
+        elif WEIGHTS_INDEX not in names:
+            raise _no_weights(repo, names)
+    wanted = weights_files(folder, config)
+    for name in wanted:
+        if name not in names:
+            raise CheckpointBroken(f"{repo} on the hub lacks {name}, which its index names", "ask its author")
+    snapshot_download(repo, revision=folder.name, allow_patterns=list(wanted))
     return folder
 
 
-def _has_index(folder: Path, config: dict[str, Any]) -> bool:
-    return config.get("transformers_weights") is not None or (folder / WEIGHTS_INDEX).is_file()
-
-
-def _fetch(repo: str, patterns: tuple[str, ...], commit: str | None = None) -> Path:
-    """Files that match, from the hub or, where it cannot be asked, from the cache. They need not exist."""
+def _cached(repo: str, refusal: Exception) -> Path:
+    """The snapshot that the cache holds; `refusal` is what the hub said, raised where the cache is not enough."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=list(patterns)))
+        folder = Path(snapshot_download(repo, local_files_only=True))
     except LocalEntryNotFoundError as error:
-        partial = getattr(error, "snapshot_path", None)  # the cache knows of more files than it has: enough for us?
-        if partial is not None:
-            return Path(partial)
-        raise
+        partial = getattr(error, "snapshot_path", None)  # it lacks some file of the repository: perhaps none of ours
+        if partial is None:
+            raise refusal from None
+        folder = Path(partial)
+    try:
+        if all((folder / name).is_file() for name in weights_files(folder, read_config(folder))):
+            return folder
+    except ModelNotFound:
+        pass  # no config.json or no weights in the cache: the hub's refusal says why
+    raise refusal from None
 
 
-def _no_weights(repo: str, folder: Path) -> HermesError:
-    """Asks the hub for its list of files: offline, a cache without weights does not mean that there are none."""
-    from huggingface_hub import HfApi
-
-    names = sorted(HfApi().list_repo_files(repo, revision=folder.name))
-    other = next((name for name in names if name.endswith(OTHER_FORMATS)), None)
-    if WEIGHTS in names:
-        return CheckpointBroken(f"{WEIGHTS} of {repo} could not be downloaded")
+def _no_weights(repo: str, names: set[str]) -> HermesError:
+    other = next((name for name in sorted(names) if name.endswith(OTHER_FORMATS)), None)
     if other is not None:
-        return NoSafetensors(f"{repo} on the hub holds {other}, but no {WEIGHTS}")
+        return NoSafetensors(f"{repo} on the hub holds {other}, but neither {WEIGHTS} nor {WEIGHTS_INDEX}")
     return ModelNotFound(f"{repo} on the hub holds neither {WEIGHTS} nor {WEIGHTS_INDEX}")
-
-
-def _not_there(repo: str, name: str) -> HermesError:
-    from huggingface_hub import HfApi
-
-    if HfApi().file_exists(repo, name):
-        return CheckpointBroken(f"{name} of {repo} could not be downloaded")
-    return CheckpointBroken(f"{repo} on the hub lacks {name}, which its index names", "ask its author")
 
 
 def _meaning(repo: str, error: Exception) -> HermesError | None:
@@ -163,10 +156,15 @@ def _meaning(repo: str, error: Exception) -> HermesError | None:
         return ModelNotFound(f"there is no directory {repo}, and no such model on the hub (or it is private)")
     if isinstance(error, hub.HFValidationError):
         return ModelNotFound(f"{repo} is neither a directory nor a hub id")
-    if isinstance(error, (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled)):
-        return HubUnreachable(f"{repo} is not, or not wholly, in the hub's cache, and the hub cannot be reached")
-    if isinstance(error, hub.HfHubHTTPError) or type(error).__module__.partition(".")[0] in NETWORK_PACKAGES:
-        return HubUnreachable(f"the hub gave no {repo}: {reason}")
+    if isinstance(error, hub.OfflineModeIsEnabled):
+        return HubUnreachable(
+            f"{repo} is not, or not wholly, in the hub's cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
+        )
+    if isinstance(error, (hub.HTTPError, hub.LocalEntryNotFoundError)):  # type: ignore[attr-defined]
+        how = reason or type(error).__name__
+        return HubUnreachable(
+            f"{repo} is not, or not wholly, in the hub's cache, and the hub cannot be reached ({how})"
+        )
     if isinstance(error, OSError):
         return MachineError(f"{repo} cannot be downloaded: {reason}")
     return None
@@ -187,7 +185,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # huggingface_hub's threads would finish their files first
     if len(arguments) > 1:
         _end_with(int(arguments[1]))
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", TIMEOUT_S)
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(TIMEOUT_S)))
     failed: HermesError | None
     try:
         print(download(arguments[0]))

@@ -107,8 +107,11 @@ def _make_locked(path: Path) -> int | None:
     """Make the directory and hold its lock; None where the name was taken or a sweeper got there in between."""
     try:
         path.mkdir(mode=0o700)
+    except FileExistsError:
+        return None
+    try:
         lock_fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except (FileExistsError, FileNotFoundError):
+    except FileNotFoundError:
         return None
     if _lock(path, lock_fd):
         return lock_fd

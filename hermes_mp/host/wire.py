@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +68,13 @@ class Hub:
         self.endpoint = f"ipc://{self._path}"
         if os.path.lexists(self._path):  # bind would take it over from whoever listens there, without a word
             raise InvariantBroken(f"a run directory is fresh, but {self._path} exists")
-        self._context = zmq.Context(io_threads=1)
-        self._socket = _limited(self._context, zmq.ROUTER)
+        self._socket = _limited_socket(zmq.ROUTER)
+        self._close = weakref.finalize(self, _close, self._socket)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)  # an unknown peer or a full queue is an error, not a lost message
         try:
             self._socket.bind(self.endpoint)
         except zmq.ZMQError as reason:
-            self._context.destroy(linger=0)
+            self.close()
             raise InvariantBroken(f"a run directory takes a socket, but {self.endpoint}: {reason}") from reason
 
     def send(self, peer: Peer, message: object) -> bool:
@@ -108,8 +109,8 @@ class Hub:
 
     def close(self) -> None:
         """Drop what is queued, close, and unlink the socket file. Never waits for a peer; may be called again."""
-        if not self._context.closed:
-            self._context.destroy(linger=0)
+        if self._close.alive:
+            self._close()
             self._path.unlink(missing_ok=True)
 
 
@@ -133,8 +134,8 @@ class Link(Generic[M]):
         self._union = union
         self._daemon_fd = daemon_fd
         self._send_deadline_s = send_deadline_s
-        self._context = zmq.Context(io_threads=1)
-        self._socket = _limited(self._context, zmq.DEALER)
+        self._socket = _limited_socket(zmq.DEALER)
+        self._close = weakref.finalize(self, _close, self._socket)
         self._socket.set(zmq.ROUTING_ID, peer.routing_id)
         self._socket.set(zmq.IMMEDIATE, 1)  # without a connection nothing is queued, so waiting to send means waiting
         try:
@@ -183,8 +184,7 @@ class Link(Generic[M]):
 
     def close(self) -> None:
         """Drop what is queued and close. Never waits for the daemon; may be called again."""
-        if not self._context.closed:
-            self._context.destroy(linger=0)
+        self._close()
 
     def _wait_writable(self, deadline_s: float, failure: str) -> None:
         ready = self._poll(zmq.POLLOUT, deadline_s, ())
@@ -227,9 +227,9 @@ class Poller:
         return {self._keys[watched] for watched, _ in self._poller.poll(_milliseconds(timeout_s))}
 
 
-def _limited(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
-    """A socket with our limits instead of ZeroMQ's; every wait is a poll with a deadline."""
-    socket = context.socket(kind)
+def _limited_socket(kind: int) -> zmq.Socket[bytes]:
+    """A socket in its own context, with our limits instead of ZeroMQ's; every wait on it is a poll with a deadline."""
+    socket = zmq.Context(io_threads=1).socket(kind)
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.MAXMSGSIZE, MAX_FRAME_NBYTES)  # a larger frame costs its sender the connection, before it is read
     socket.set(zmq.SNDHWM, QUEUE_LENGTH)
@@ -238,6 +238,13 @@ def _limited(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[b
     socket.set(zmq.RCVTIMEO, 0)
     socket.set(zmq.HANDSHAKE_IVL, _milliseconds(CONNECT_DEADLINE_S))  # how long a mute connection may hold an fd
     return socket
+
+
+def _close(socket: zmq.Socket[bytes]) -> None:
+    """Also run when its owner is collected, and at exit: the end of a context waits for ever for an open socket of it,
+    and the collector may take the context of a cycle first."""
+    socket.close(linger=0)
+    socket.context.term()
 
 
 def _milliseconds(timeout_s: float | None) -> int:

@@ -131,6 +131,12 @@ def view(buffer: Any, offset: int, shape: tuple[int, ...], source: Source) -> to
     return tensor if source.dtype == source.file_dtype else tensor.to(source.dtype)
 
 
+def byte_view(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, writable; NumPy is the bridge, and has no bfloat16."""
+    array: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(array).cast("B")
+
+
 def hook_piece(binder: Binder, piece: Piece, shared: dict[Source, Placeholder]) -> None:
     """Wrap the piece's forward so that its parameters are bound while it runs; until then they are placeholders.
 
@@ -198,7 +204,7 @@ def _replace_forward(module: nn.Module, forward: Callable[[nn.Module, tuple[Any,
     functools.update_wrapper(wrapper, type(module).forward)
     del wrapper.__wrapped__  # type: ignore[attr-defined]
     wrapper.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-    module.forward = wrapper  # type: ignore[method-assign]
+    module.forward = wrapper
 
 
 def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -209,8 +215,9 @@ def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
     except TypeError:
         return kwargs
-    named = dict(bound.arguments)
-    return named | named.pop("kwargs", {})
+    named: dict[str, Any] = dict(bound.arguments)
+    named.update(named.pop("kwargs", {}))
+    return named
 
 
 def _needs_grad(value: Any) -> bool:

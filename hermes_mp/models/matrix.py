@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from hermes_mp.models.binding import Binder, view
+from hermes_mp.models.binding import Binder, byte_view, view
 from hermes_mp.models.units import Matrix
 
 
@@ -36,7 +36,7 @@ class SuppliedMatrix:
                     ranges[-1] = (ranges[-1][0], ranges[-1][1] + row_nbytes)
                 else:
                     ranges.append((offset, row_nbytes))
-            into = memoryview(gathered.view(torch.uint8).numpy()).cast("B")
+            into = byte_view(gathered)
             with self._binder.lock:
                 self._binder.supply.read_rows(source.file, ranges, into)
         return gathered.to(source.dtype)[inverse].view(*indices.shape, columns)

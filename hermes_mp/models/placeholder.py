@@ -26,7 +26,7 @@ class StreamedMatrix(Protocol):
 
 
 # Properties are read through their getters; these give the weight itself away, so they are no properties to us.
-_GIVES_VALUES = {torch.Tensor.data.__get__, torch.Tensor.T.__get__, torch.Tensor.mT.__get__, torch.Tensor.H.__get__}
+_GIVES_VALUES = {getattr(torch.Tensor, name).__get__ for name in ("data", "T", "mT", "H", "mH", "real", "imag")}
 _METHODS = {
     torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.nelement, torch.Tensor.element_size,
     torch.Tensor.stride, torch.Tensor.is_floating_point, torch.Tensor.is_complex, torch.Tensor.ndimension,
@@ -70,7 +70,7 @@ class Placeholder(torch.Tensor):
         what = getattr(func, "__name__", str(func))
         raise NeedsAllWeights(f"{name} is not in memory outside its layer's forward, so {what}() cannot use it")
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Placeholder({self.weight_name}, {tuple(self.shape)}, {self.dtype})"
 
     def __deepcopy__(self, memo: Any) -> Any:

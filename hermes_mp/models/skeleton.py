@@ -129,7 +129,7 @@ def _resolve_dtype(config: Any, checkpoint: Checkpoint, dtype: str) -> tuple[Any
     from transformers.modeling_utils import _get_dtype
 
     files = [str(file.path) for file in checkpoint.files]
-    sharded = {} if len(files) > 1 else None
+    sharded: dict[str, Any] | None = {} if len(files) > 1 else None
     config, resolved = _get_dtype(dtype, files, copy.deepcopy(config), sharded, None, True)
     if resolved not in PARAMETER_DTYPES.values():
         raise UnsupportedDtype(f"{config.model_type} would be computed in {resolved}", "name one with --dtype")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hermes_mp.errors import NeedsAllWeights
-from hermes_mp.models.binding import Binder, Check, hook_guard, hook_piece
+from hermes_mp.models.binding import Binder, Check, byte_view, hook_guard, hook_piece
 from hermes_mp.models.matrix import SuppliedMatrix
 from hermes_mp.models.placeholder import Placeholder
 from hermes_mp.models.skeleton import BUFFER_DTYPES, Skeleton, Source, load_buffers, make_buffers_real
@@ -153,6 +153,6 @@ def _read(supply: Supply, source: Source) -> torch.Tensor:
     """A tensor of its own memory, in the file's dtype."""
     tensor = torch.empty(source.info.shape, dtype=BUFFER_DTYPES[source.info.dtype])
     if tensor.numel():
-        into = memoryview(tensor.view(-1).view(torch.uint8).numpy()).cast("B")
+        into = byte_view(tensor)
         supply.read_rows(source.file, [(source.info.begin, source.info.nbytes)], into)
     return tensor

@@ -77,11 +77,11 @@ def _fused_attention(
     return out
 
 
-class _Peak(TorchDispatchMode):
+class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base is untyped
     """Sums the storages that are alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self.seen: set[int] = set()
 

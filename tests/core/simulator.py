@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import deque
+from collections import Counter, deque
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
@@ -107,6 +107,7 @@ class Simulation:
         self.tick_at: int | None = None
         self.computed: list[int] = []
         self.tickets: dict[int, int] = {}
+        self.met: Counter[str] = Counter()
         # compute
         self.leasing = leasing.Leasing(self.units)
         self.script = self.write_script(rng)
@@ -130,8 +131,10 @@ class Simulation:
         passes = rng.randint(1, 4)
         always_off = rng.random() < 0.3
         self.full_passes = 0
+        self.ever_more = False
         for number in range(passes):
             more = not always_off and rng.random() < (0.9 if number + 1 < passes else 0.2)
+            self.ever_more = self.ever_more or more
             script.append(("forecast", more, 0))
             if self.calm or rng.random() < 0.4:
                 self.full_passes += 1
@@ -209,14 +212,13 @@ class Simulation:
         assert sum(daemon.computes_by_unit) == len(self.computed)
         if self.calm:
             assert self.computed == list(range(self.units)) * self.full_passes, "every unit once, in order"
-            assert daemon.bytes_read <= sum(
-                loads * size for loads, size in zip(daemon.loads_by_unit, self.sizes, strict=True)
-            )
-            streamed = self.units - len(daemon.residents)
-            most = self.full_passes + 1 if daemon._more or self.full_passes > 1 else 1
-            assert all(loads <= most for loads in daemon.loads_by_unit), daemon.loads_by_unit
-            if streamed == 0:
-                assert daemon.loads_by_unit == [1] * self.units, "residents are read once"
+            loads = daemon.loads_by_unit
+            assert daemon.bytes_read == sum(count * size for count, size in zip(loads, self.sizes, strict=True))
+            most = self.full_passes + self.ever_more
+            assert all(1 <= count <= most for count in loads), f"a pass read a unit twice: {loads}"
+            assert all(loads[unit] == 1 for unit in daemon.residents), f"a resident was read again: {loads}"
+            if not self.ever_more:
+                assert daemon.bytes_unused == 0, "something was read for nothing"
 
     # --- the daemon's shell
 
@@ -234,6 +236,7 @@ class Simulation:
                 self.to_compute(UnitReady(action.ticket, action.unit, action.slot * PIECES))
             elif isinstance(action, pipeload.Refuse):
                 self.demanded.discard(action.unit)
+                self.met["Refuse"] += 1
                 self.to_compute(UnitFailed(action.unit, action.exit_code, action.text))
             elif isinstance(action, pipeload.Kill):
                 loader = self.loaders[action.loader]
@@ -242,6 +245,7 @@ class Simulation:
                 self.die(loader)
             else:
                 assert isinstance(action, pipeload.RemoveSlot)
+                self.met["RemoveSlot"] += 1
                 self.memory[action.slot] = None
         wake = daemon.wake_ns()
         if wake is not None and (self.tick_at is None or wake < self.tick_at):
@@ -260,6 +264,7 @@ class Simulation:
         unit = action.unit
         if not self.daemon._more:
             assert unit >= self.asked or unit in self.demanded, f"unit {unit} was read beyond the last"
+        self.met["second load"] += len(self.daemon.slots.loading[unit]) > 1
         loader = self.loaders[action.loader]
         assert loader.epoch == action.epoch, "work for an old epoch"
         ranges = tuple(Range(0, unit * PIECES + piece, 1, piece) for piece in range(self.sizes[unit]))
@@ -360,6 +365,7 @@ class Simulation:
 
     def kernel_says_gone(self, loader: Loader) -> None:
         loader.gone = True
+        self.met["LoaderGone"] += 1
         gone = pipeload.LoaderGone(loader.number, loader.epoch)
         self.tell(gone)
         self.perhaps_again(self.tell, gone)
@@ -402,6 +408,7 @@ class Simulation:
     def impatient(self, wait_no: int) -> None:
         if self.waits is not None and self.wait_no == wait_no:
             self.waits = None
+            self.leasing.abandon()
             self.unwind()
             self.compute_goes_on(None)
 

@@ -1,0 +1,178 @@
+"""The front of a launch: joins the daemon to console, ledger, trace and the source of requests.
+
+It hands compute one request at a time, and knows when no other can follow. It decides nothing about units or slots.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from hermes_mp.cli.console import Console
+from hermes_mp.cli.lines import LineSource
+from hermes_mp.core.ledger import Ledger
+from hermes_mp.core.unitlist import UnitList
+from hermes_mp.errors import HermesError
+from hermes_mp.host.trace import TraceWriter
+from hermes_mp.messages import (
+    FromCompute,
+    PassEnded,
+    PassStarted,
+    Progress,
+    RequestAnswered,
+    RequestFailed,
+    RowsRead,
+    TextStreamed,
+    Ticket,
+    UnitDone,
+    UnitLoaded,
+    UnitNo,
+)
+
+if TYPE_CHECKING:
+    from hermes_mp.agents.daemon import Daemon
+
+
+class LaunchFront:
+    """`requests` are those of the command line, `lines` where others come from (None: from nowhere)."""
+
+    def __init__(
+        self,
+        console: Console,
+        ledger: Ledger,
+        trace: TraceWriter | None,
+        requests: list[dict[str, Any]],
+        lines: LineSource | None,
+        line_request: dict[str, Any],
+        wakeup_fd: int,
+    ) -> None:
+        self.fds = [wakeup_fd] + ([lines.fileno()] if lines is not None else [])
+        self.daemon: Daemon | None = None
+        self.exit_code = 0
+        self._console, self._ledger, self._trace = console, ledger, trace
+        self._requests = deque(requests)
+        self._lines, self._line_request = lines, line_request
+        self._several = len(requests) > 1
+        self._asked = 0
+        self._busy = False
+        self._ready = False
+        self._parts = ""
+        self._units = UnitList((), ())
+        self._pass: PassStarted | None = None
+        self._done = 0
+        self._read_nbytes = 0
+
+    # --- what the daemon tells
+
+    def ready(self, units: UnitList) -> None:
+        assert self.daemon is not None
+        self._units, self._ready = units, True
+        residents = len(self.daemon.mind.residents) if self.daemon.mind is not None else 0
+        self._ledger.divided(self.daemon.planned_slots, self.daemon.slot_nbytes, residents)
+        self._next()
+
+    def told(self, message: FromCompute) -> None:
+        if isinstance(message, Progress):
+            self._console.phase(message.text)
+        elif isinstance(message, TextStreamed):
+            self._console.stream(message.text)
+        elif isinstance(message, PassStarted):
+            self._pass, self._done, self._read_nbytes = message, 0, 0
+            self._ledger.pass_started(message)
+            self._console.units(0, len(self._units.units), 0)
+        elif isinstance(message, PassEnded):
+            self._pass_ended(message)
+        elif isinstance(message, RowsRead):
+            self._ledger.rows_read(message)
+            if self._trace is not None:
+                self._trace.complete(
+                    "compute", "read rows", message.started_ns, message.ended_ns, nbytes=message.nbytes
+                )
+        elif isinstance(message, RequestAnswered):
+            self._parts += message.text
+            if message.last:
+                answer, self._parts = json.loads(self._parts), ""
+                self._console.answer(answer, self._label if self._several else None)
+                self._next()
+        elif isinstance(message, RequestFailed):
+            self.exit_code = message.exit_code
+            self._console.failed(message.text, message.exit_code)
+            self._next()
+
+    def loaded(self, message: UnitLoaded, unit: UnitNo) -> None:
+        self._ledger.unit_loaded(message)
+        self._read_nbytes += message.nbytes
+        if self._trace is not None:
+            self._trace.complete(
+                f"loader {message.loader}", f"read unit {unit}", message.started_ns, message.ended_ns,
+                unit=unit, ticket=message.ticket, nbytes=message.nbytes,
+            )  # fmt: skip
+
+    def done(self, message: UnitDone, unit: UnitNo, loaded_by: Ticket) -> None:
+        self._ledger.unit_done(message, loaded_by)
+        if message.computed and self._pass is not None:
+            self._done += 1
+            self._console.units(self._done, len(self._units.units), self._read_nbytes)
+        if self._trace is not None and message.computed:
+            if message.bound_ns > message.asked_ns:
+                self._trace.complete("compute", f"wait for unit {unit}", message.asked_ns, message.bound_ns, unit=unit)
+            self._trace.complete("compute", f"compute unit {unit}", message.bound_ns, message.done_ns, unit=unit)
+
+    def say(self, text: str) -> None:
+        self._console.note(text)
+
+    def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None:
+        self._ledger.memory_sampled({**by_process, "slots": arena_nbytes}, exact)
+
+    def readable(self, fd: int) -> None:
+        if self._lines is None or fd != self._lines.fileno():
+            return  # the wake-up of a signal, whose handler has run by now
+        try:
+            self._requests.extend(self._line_request | {self._line_key: line} for line in self._lines.read_lines())
+        except HermesError as error:
+            self._console.failed(error.line(), error.exit_code)
+            self.exit_code = error.exit_code
+        if self._lines.ended:
+            assert self.daemon is not None
+            self.daemon.forget(fd)
+        if self._ready and not self._busy:
+            self._next()
+
+    def tick(self) -> None:
+        self._console.tick(time.monotonic())
+        if self._console.reader_gone and self.daemon is not None:
+            self.daemon.end()
+
+    # ---
+
+    @property
+    def _line_key(self) -> str:
+        return "text" if self._line_request else "line"
+
+    def _next(self) -> None:
+        """Hand out the next request; without one wait for a line, or end where none can come."""
+        assert self.daemon is not None
+        self._busy = False
+        more_may_come = self._lines is not None and not self._lines.ended
+        if not self._requests:
+            if more_may_come:
+                self._console.prompt()
+            else:
+                self.daemon.end()
+            return
+        request = self._requests.popleft()
+        self._label = str(next(iter(request.values())))
+        self._busy = True
+        self._ledger.request_started()
+        self._console.phase("preparing the request")
+        self.daemon.request(self._asked, request, final=not self._requests and not more_may_come)
+        self._asked += 1
+
+    def _pass_ended(self, message: PassEnded) -> None:
+        begun, self._pass = self._pass, None
+        self._ledger.pass_ended(message)
+        self._console.phase("working on the answer")
+        if self._trace is not None and begun is not None:
+            self._trace.complete("passes", "pass", begun.at_ns, message.at_ns, rows=begun.rows, positions=begun.tokens)

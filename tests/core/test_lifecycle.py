@@ -1,0 +1,130 @@
+"""A child's table and the restarts of loaders."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hermes_mp.core.lifecycle import TABLE, Abandon, AllLost, Child, Crew, Happened, Spawn, State
+from hermes_mp.errors import InvariantBroken
+from hermes_mp.messages import Epoch, LoaderNo
+
+S = 1_000_000_000
+ENDS = (State.GONE, State.UNFIT, State.ENDED)
+
+
+def die(crew: Crew, loader: int, epoch: int, now_ns: int) -> list[object]:
+    return list(crew.handle(LoaderNo(loader), Epoch(epoch), Happened.EXITED, now_ns))
+
+
+@pytest.mark.parametrize(
+    ("happened", "state"),
+    [
+        ([], State.SPAWNING),
+        ([Happened.STARTED], State.UP),
+        ([Happened.STARTED, Happened.EXITED], State.GONE),
+        ([Happened.STARTED, Happened.STOP_ASKED, Happened.EXITED], State.ENDED),
+        ([Happened.STARTED, Happened.KILL_SENT, Happened.EXITED], State.GONE),
+        ([Happened.KILL_SENT, Happened.STOP_ASKED, Happened.EXITED], State.ENDED),
+        ([Happened.SAID_FAILED, Happened.EXITED], State.UNFIT),
+        ([Happened.STARTED, Happened.EXITED, Happened.STARTED], State.GONE),
+        ([Happened.STOP_ASKED, Happened.SAID_FAILED, Happened.KILL_SENT, Happened.EXITED], State.ENDED),
+    ],
+)
+def test_a_life(happened: list[Happened], state: State) -> None:
+    child = Child("loader 0, epoch 1")
+    for event in happened:
+        child.handle(event)
+    assert child.state is state
+    assert child.alive is (state not in ENDS)
+
+
+def test_every_living_state_takes_every_event() -> None:
+    for state in State:
+        for happened in Happened:
+            late_words = happened in (Happened.STARTED, Happened.SAID_FAILED)
+            assert ((state, happened) in TABLE) is (state not in ENDS or late_words), (state, happened)
+
+
+def test_every_state_is_reached_and_only_the_kernel_ends_a_life() -> None:
+    assert set(TABLE.values()) == set(State) - {State.SPAWNING}
+    for (state, happened), after in TABLE.items():
+        if after in ENDS and state not in ENDS:
+            assert happened is Happened.EXITED
+
+
+def test_an_unlisted_pair_tells_the_story() -> None:
+    child = Child("loader 2, epoch 7")
+    child.handle(Happened.STARTED)
+    child.handle(Happened.EXITED)
+    with pytest.raises(InvariantBroken, match="loader 2, epoch 7: spawning -> up -> gone, then 'kill sent'"):
+        child.handle(Happened.KILL_SENT)
+
+
+def test_a_crew_starts_and_restarts_with_a_new_epoch() -> None:
+    crew = Crew(2)
+    assert crew.start() == [Spawn(LoaderNo(0), Epoch(1)), Spawn(LoaderNo(1), Epoch(1))]
+    assert die(crew, 1, 1, 5) == [Spawn(LoaderNo(1), Epoch(2))]
+    assert die(crew, 1, 1, 6) == []  # repeated news of the old epoch
+    assert die(crew, 1, 2, 7) == [Spawn(LoaderNo(1), Epoch(3))]
+
+
+def test_the_sixth_death_in_30_s_costs_the_loader_its_place() -> None:
+    crew = Crew(2)
+    crew.start()
+    for epoch in range(1, 6):
+        assert die(crew, 0, epoch, epoch * S) == [Spawn(LoaderNo(0), Epoch(epoch + 1))]
+    assert die(crew, 0, 6, 6 * S) == [Abandon(LoaderNo(0), "it died 6 times within 30 s", 1)]
+    assert die(crew, 1, 1, 6 * S) == [Spawn(LoaderNo(1), Epoch(2))]  # its restarts are its own
+    assert crew.handle(LoaderNo(0), Epoch(6), Happened.STARTED, 7 * S) == []
+
+
+def test_the_window_moves() -> None:
+    crew = Crew(1)
+    crew.start()
+    for epoch in range(1, 6):
+        die(crew, 0, epoch, epoch)
+    assert die(crew, 0, 6, 30 * S) == [
+        Abandon(LoaderNo(0), "it died 6 times within 30 s", 0),
+        AllLost("loader 0 was the last one: it died 6 times within 30 s"),
+    ]
+    crew = Crew(1)
+    crew.start()
+    for epoch in range(1, 6):
+        die(crew, 0, epoch, epoch)
+    assert die(crew, 0, 6, 30 * S + 1) == [Spawn(LoaderNo(0), Epoch(7))]
+
+
+def test_who_said_that_it_failed_is_not_restarted() -> None:
+    crew = Crew(2)
+    crew.start()
+    crew.handle(LoaderNo(0), Epoch(1), Happened.SAID_FAILED, 1)
+    assert die(crew, 0, 1, 2) == [Abandon(LoaderNo(0), "its start-up failed", 1)]
+    crew.handle(LoaderNo(1), Epoch(1), Happened.SAID_FAILED, 3)
+    assert die(crew, 1, 1, 4) == [
+        Abandon(LoaderNo(1), "its start-up failed", 0),
+        AllLost("loader 1 was the last one: its start-up failed"),
+    ]
+
+
+def test_who_was_asked_to_leave_is_neither_restarted_nor_missed() -> None:
+    crew = Crew(1)
+    crew.start()
+    crew.handle(LoaderNo(0), Epoch(1), Happened.STOP_ASKED, 1)
+    assert die(crew, 0, 1, 2) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 10 * S)), max_size=60))
+def test_never_more_than_five_restarts_of_a_loader_in_30_s(deaths: list[tuple[int, int]]) -> None:
+    crew = Crew(3)
+    crew.start()
+    now_ns, spawned = 0, {0: [], 1: [], 2: []}  # type: ignore[var-annotated]
+    for number, passed_ns in deaths:
+        now_ns += passed_ns
+        member = crew.members.get(LoaderNo(number))
+        if member is not None:
+            actions = crew.handle(LoaderNo(number), member[0], Happened.EXITED, now_ns)
+            spawned[number] += [now_ns for action in actions if isinstance(action, Spawn)]
+    for times in spawned.values():
+        assert all(later - first >= 30 * S for first, later in zip(times, times[5:], strict=False))

@@ -1,0 +1,134 @@
+"""A loader's mind: orders in, reads and news out."""
+
+from __future__ import annotations
+
+import pytest
+
+from hermes_mp.core.loading import Exit, Loading, Open, OpenFailed, RangeFailed, RangeRead, ReadRange, Send
+from hermes_mp.errors import BadMessage, CheckpointBroken, ReadFailed
+from hermes_mp.messages import (
+    Epoch,
+    LoaderNo,
+    LoadFailed,
+    LoadUnit,
+    OpenFile,
+    Range,
+    StopLoader,
+    Ticket,
+    UnitLoaded,
+    UnitNo,
+)
+
+FILE = OpenFile(0, "/models/a.safetensors", 1000)
+FIRST, SECOND = Range(0, 100, 40, 4), Range(0, 300, 20, 44)
+
+
+def order(ticket: int, *ranges: Range, epoch: int = 3, base: int = 64, room: int = 64) -> LoadUnit:
+    return LoadUnit(Epoch(epoch), Ticket(ticket), UnitNo(7), base, room, ranges)
+
+
+def failed(ticket: int, exit_code: int, text: str) -> list[Send]:
+    return [Send(LoadFailed(LoaderNo(1), Epoch(3), Ticket(ticket), exit_code, text))]
+
+
+@pytest.fixture
+def loading() -> Loading:
+    mind = Loading(LoaderNo(1), Epoch(3), 1024)
+    assert mind.handle(FILE, 0) == [Open(0, "/models/a.safetensors", 1000)]
+    return mind
+
+
+def test_a_unit_is_read_range_by_range(loading: Loading) -> None:
+    assert loading.handle(order(5, FIRST, SECOND), 10) == [ReadRange(Ticket(5), FIRST, 64, 64)]
+    assert loading.handle(RangeRead(Ticket(5), 40, True), 20) == [ReadRange(Ticket(5), SECOND, 64, 64)]
+    assert loading.handle(RangeRead(Ticket(5), 20, False), 30) == [
+        Send(UnitLoaded(LoaderNo(1), Epoch(3), Ticket(5), 60, False, 10, 30))
+    ]
+
+
+def test_a_second_order_queues_and_starts_its_own_clock(loading: Loading) -> None:
+    loading.handle(order(5, FIRST), 10)
+    assert loading.handle(order(6, SECOND), 11) == []
+    assert loading.handle(RangeRead(Ticket(5), 40, True), 20) == [
+        Send(UnitLoaded(LoaderNo(1), Epoch(3), Ticket(5), 40, True, 10, 20)),
+        ReadRange(Ticket(6), SECOND, 64, 64),
+    ]
+    assert loading.handle(RangeRead(Ticket(6), 20, True), 30) == [
+        Send(UnitLoaded(LoaderNo(1), Epoch(3), Ticket(6), 20, True, 20, 30))
+    ]
+
+
+def test_a_repeated_or_old_order_is_dropped(loading: Loading) -> None:
+    loading.handle(order(5, FIRST), 10)
+    assert loading.handle(order(5, FIRST), 11) == []
+    loading.handle(RangeRead(Ticket(5), 40, True), 20)
+    assert loading.handle(order(5, FIRST), 21) == []
+    assert loading.handle(order(4, FIRST), 22) == []
+    assert loading.handle(order(6, FIRST, epoch=2), 23) == []
+    assert loading.handle(order(6, FIRST), 24) == [ReadRange(Ticket(6), FIRST, 64, 64)]
+
+
+def test_a_repeated_read_is_counted_once(loading: Loading) -> None:
+    loading.handle(order(5, FIRST), 10)
+    loading.handle(order(6, FIRST, SECOND), 10)
+    loading.handle(RangeRead(Ticket(5), 40, True), 20)
+    assert loading.handle(RangeRead(Ticket(5), 40, True), 21) == []
+    assert loading.handle(RangeFailed(Ticket(5), 31, "old"), 21) == []
+
+
+def test_a_failed_read_ends_the_unit_and_the_next_one_starts(loading: Loading) -> None:
+    loading.handle(order(5, FIRST, SECOND), 10)
+    loading.handle(order(6, FIRST), 10)
+    assert loading.handle(RangeFailed(Ticket(5), ReadFailed.exit_code, "a.safetensors: input/output error"), 20) == [
+        *failed(5, 31, "a.safetensors: input/output error"),
+        ReadRange(Ticket(6), FIRST, 64, 64),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "exit_code", "text"),
+    [
+        (order(5, Range(0, 0, 61, 4)), BadMessage.exit_code, "unit 7: a range lies outside of its slot"),
+        (order(5, Range(0, 0, 4, -1)), BadMessage.exit_code, "unit 7: a range lies outside of its slot"),
+        (order(5, FIRST, Range(0, 0, 65, 0)), BadMessage.exit_code, "unit 7: a range lies outside of its slot"),
+        (order(5, Range(0, -1, 4, 0)), BadMessage.exit_code, "unit 7: a range lies outside of its slot"),
+        (order(5, Range(1, 0, 4, 0)), BadMessage.exit_code, "unit 7: file 1 was never named"),
+        (order(5, FIRST, base=961), BadMessage.exit_code, "unit 7: its slot lies outside of the arena"),
+        (order(5, FIRST, base=-1), BadMessage.exit_code, "unit 7: its slot lies outside of the arena"),
+        (
+            order(5, Range(0, 961, 40, 0)),
+            CheckpointBroken.exit_code,
+            "/models/a.safetensors: unit 7 lies past the end of the file",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_byte_is_read(
+    loading: Loading, bad: LoadUnit, exit_code: int, text: str
+) -> None:
+    assert loading.handle(bad, 10) == failed(5, exit_code, text)
+    assert loading.handle(order(6, FIRST), 11) == [ReadRange(Ticket(6), FIRST, 64, 64)]
+
+
+def test_the_edges_fit(loading: Loading) -> None:
+    edge = Range(0, 936, 64, 0)
+    assert loading.handle(order(5, edge, base=960), 0) == [ReadRange(Ticket(5), edge, 960, 64)]
+
+
+def test_a_file_that_could_not_be_opened_fails_its_units_until_it_is_named_again(loading: Loading) -> None:
+    assert loading.handle(OpenFailed(0, CheckpointBroken.exit_code, "a.safetensors: no such file"), 1) == []
+    assert loading.handle(order(5, FIRST), 10) == failed(5, 12, "a.safetensors: no such file")
+    loading.handle(FILE, 11)
+    assert loading.handle(order(6, FIRST), 12) == [ReadRange(Ticket(6), FIRST, 64, 64)]
+
+
+def test_stop_ends_at_once_when_idle_and_after_the_load_when_busy(loading: Loading) -> None:
+    loading.handle(order(5, FIRST), 10)
+    loading.handle(order(6, FIRST), 11)
+    assert loading.handle(StopLoader(), 12) == []
+    assert loading.handle(order(7, FIRST), 13) == []
+    assert loading.handle(RangeRead(Ticket(5), 40, True), 20) == [
+        Send(UnitLoaded(LoaderNo(1), Epoch(3), Ticket(5), 40, True, 10, 20)),
+        Exit(),
+    ]
+    idle = Loading(LoaderNo(1), Epoch(3), 1024)
+    assert idle.handle(StopLoader(), 0) == [Exit()]

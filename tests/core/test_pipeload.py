@@ -1,0 +1,509 @@
+"""The daemon's mind by tables: exact lists of actions, and the steady state it must reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from hermes_mp.core.pipeload import (
+    Action,
+    Announce,
+    ComputeGone,
+    Event,
+    Kill,
+    Limits,
+    Load,
+    LoaderGone,
+    NoLoadersLeft,
+    Pipeload,
+    ProgressSeen,
+    Refuse,
+    RemoveSlot,
+    SlotAdded,
+    SlotsWanted,
+    Tick,
+)
+from hermes_mp.core.residents import choose_residents, window_for
+from hermes_mp.core.slots import Slots
+from hermes_mp.errors import InvariantBroken
+from hermes_mp.messages import (
+    AskUnit,
+    Epoch,
+    LoaderNo,
+    LoaderStarted,
+    LoadFailed,
+    PassForecast,
+    SlotNo,
+    Ticket,
+    UnitDone,
+    UnitLoaded,
+    UnitNo,
+)
+
+S = 1_000_000_000
+LIMITS = Limits(soft_ns=2 * S, hard_ns=20 * S, doubt_ns=S // 10, patience_ns=3 * S)
+
+
+class Driver:
+    """A daemon's mind under check, with words for its events."""
+
+    def __init__(self, units: int, slots: int, loaders: int, window: int | None = None, more: bool = False) -> None:
+        self.mind = Pipeload([10] * units, 10, loaders, window, more, LIMITS)
+        self.now = 0
+        for slot in range(slots):
+            self.tell(SlotAdded(SlotNo(slot)))
+
+    def tell(self, event: Event, at: float | None = None) -> list[Action]:
+        if at is not None:
+            self.now = int(at * S)
+        actions = self.mind.handle(event, self.now)
+        self.mind.check()
+        return actions
+
+    def start(self, loader: int, epoch: int = 1) -> list[Action]:
+        return self.tell(LoaderStarted(LoaderNo(loader), Epoch(epoch), 100 + loader))
+
+    def loaded(self, loader: int, ticket: int, epoch: int = 1) -> list[Action]:
+        return self.tell(UnitLoaded(LoaderNo(loader), Epoch(epoch), Ticket(ticket), 10, True, 0, 0))
+
+    def failed(self, loader: int, ticket: int, text: str = "input/output error") -> list[Action]:
+        return self.tell(LoadFailed(LoaderNo(loader), Epoch(1), Ticket(ticket), 31, text))
+
+    def gone(self, loader: int, epoch: int = 1) -> list[Action]:
+        return self.tell(LoaderGone(LoaderNo(loader), Epoch(epoch)))
+
+    def ask(self, unit: int, waiting: bool = True) -> list[Action]:
+        return self.tell(AskUnit(UnitNo(unit), waiting))
+
+    def done(self, ticket: int, computed: bool = True) -> list[Action]:
+        return self.tell(UnitDone(Ticket(ticket), computed, 0, 0, 0))
+
+
+def load(loader: int, ticket: int, unit: int, slot: int, epoch: int = 1) -> Load:
+    return Load(LoaderNo(loader), Epoch(epoch), Ticket(ticket), UnitNo(unit), SlotNo(slot))
+
+
+def announce(ticket: int, unit: int, slot: int) -> Announce:
+    return Announce(Ticket(ticket), UnitNo(unit), SlotNo(slot))
+
+
+# --- residents
+
+
+@pytest.mark.parametrize(
+    ("count", "slots", "window", "residents"),
+    [
+        (12, 4, 4, []),
+        (12, 7, 4, [3, 7, 11]),
+        (12, 5, 4, [11]),
+        (10, 6, 2, [1, 4, 6, 9]),
+        (3, 3, 2, [0, 1, 2]),
+        (3, 9, 2, [0, 1, 2]),
+        (5, 1, 1, []),
+    ],
+)
+def test_residents_are_spread_evenly(count: int, slots: int, window: int, residents: list[int]) -> None:
+    assert sorted(choose_residents([10] * count, slots, window)) == residents
+
+
+def test_of_each_stretch_the_largest_stays() -> None:
+    assert choose_residents([1, 9, 2, 3, 8, 8], 4, 2) == {1, 5}
+
+
+def test_the_window_leaves_compute_a_slot_beside_every_loader() -> None:
+    assert [window_for(slots, 3) for slots in (1, 2, 3, 4, 5, 9)] == [1, 2, 3, 4, 4, 4]
+    assert [window_for(slots, 3, window=1) for slots in (1, 2, 9)] == [1, 2, 2]
+    assert window_for(6, 3, window=9) == 6
+
+
+# --- one unit
+
+
+def test_a_unit_is_read_ahead_announced_and_kept() -> None:
+    d = Driver(units=3, slots=1, loaders=1)
+    assert d.start(0) == [load(0, 1, 0, 0)]
+    assert d.loaded(0, 1) == []
+    assert d.ask(0) == [announce(2, 0, 0)]
+    assert d.done(2) == [load(0, 3, 1, 0)]
+    assert d.mind.bytes_read == 10
+    assert d.mind.bytes_unused == 0
+    assert d.mind.computes_by_unit == [1, 0, 0]
+
+
+def test_a_waiting_ask_comes_before_every_prediction() -> None:
+    d = Driver(units=9, slots=3, loaders=1)
+    assert d.ask(5) == []
+    assert d.start(0) == [load(0, 1, 5, 0)]
+    assert d.loaded(0, 1) == [announce(2, 5, 0), load(0, 3, 6, 1)]
+    assert d.loaded(0, 3) == [load(0, 4, 7, 2)]
+
+
+def test_a_repeated_unit_costs_no_read() -> None:
+    d = Driver(units=1, slots=2, loaders=1)
+    d.start(0)
+    d.loaded(0, 1)
+    d.ask(0)
+    assert d.done(2) == []
+    assert d.ask(0) == [announce(3, 0, 0)]
+    assert d.done(2) == []  # news of the first lease does not end the second
+    d.done(3)
+    assert d.mind.loads_by_unit == [1]
+    assert d.mind.computes_by_unit == [2]
+
+
+def test_an_ask_for_what_is_announced_is_answered_with_the_same_ticket() -> None:
+    d = Driver(units=3, slots=2, loaders=1)
+    d.ask(0)
+    d.start(0)
+    assert d.loaded(0, 1) == [announce(2, 0, 0), load(0, 3, 1, 1)]
+    assert d.ask(0) == [announce(2, 0, 0)]
+
+
+def test_a_guess_is_announced_when_it_is_loaded() -> None:
+    d = Driver(units=3, slots=3, loaders=1)
+    d.ask(0)
+    d.start(0)
+    d.loaded(0, 1)
+    assert d.ask(1, waiting=False) == []
+    assert d.loaded(0, 3) == [announce(4, 1, 1), load(0, 5, 2, 2)]
+
+
+def test_a_waiting_ask_supersedes_an_unanswered_guess() -> None:
+    d = Driver(units=9, slots=3, loaders=1)
+    d.ask(0)
+    d.start(0)
+    d.loaded(0, 1)
+    d.ask(1, waiting=False)
+    assert d.done(2) == []
+    d.ask(5)
+    assert d.loaded(0, 3) == [load(0, 4, 5, 2)]  # unit 1 is here, nobody wants it any more
+    assert d.loaded(0, 4) == [announce(5, 5, 2), load(0, 6, 6, 0)]  # and the one needed latest, 0 of 0 and 1, goes
+
+
+def test_a_wrong_guess_comes_back_unused() -> None:
+    d = Driver(units=9, slots=2, loaders=1)
+    d.ask(0)
+    d.start(0)
+    d.loaded(0, 1)
+    d.ask(1, waiting=False)
+    assert d.loaded(0, 3) == [announce(4, 1, 1)]
+    assert d.done(2) == [load(0, 5, 2, 0)]
+    d.done(4, computed=False)
+    assert d.ask(7) == []
+    assert d.loaded(0, 5) == [load(0, 6, 7, 1)]
+    assert d.mind.computes_by_unit[1] == 0
+    assert d.mind.bytes_unused == 20
+
+
+def test_an_ask_for_a_unit_that_is_not_there_is_refused() -> None:
+    d = Driver(units=3, slots=1, loaders=1)
+    assert d.ask(3) == [Refuse(UnitNo(3), 40, "unit 3 of 3 was asked for")]
+
+
+# --- the end of a pass
+
+
+def run_pass(d: Driver, unit: int, tickets: Iterable[int]) -> None:
+    for ticket in tickets:
+        d.ask(unit)
+        d.done(ticket)
+        unit += 1
+
+
+def test_without_a_forecast_nothing_beyond_the_last_unit_is_read() -> None:
+    d = Driver(units=3, slots=2, loaders=2)
+    d.ask(0)
+    d.start(0), d.start(1)  # noqa: B018
+    assert d.loaded(0, 1) == [announce(3, 0, 0)]
+    assert d.done(3) == [load(0, 4, 2, 0)]
+    d.loaded(1, 2), d.loaded(0, 4)  # noqa: B018
+    assert d.ask(1) == [announce(5, 1, 1)]
+    assert d.done(5) == []
+    assert d.ask(2) == [announce(6, 2, 0)]
+    assert d.done(6) == []
+    assert d.tell(PassForecast(more=True)) == [load(0, 7, 0, 0)]  # not unit 1, it is still here
+
+
+def test_with_a_forecast_reading_wraps_around() -> None:
+    d = Driver(units=3, slots=2, loaders=2, more=True)
+    d.ask(2)
+    d.start(0)
+    assert d.loaded(0, 1) == [announce(2, 2, 0), load(0, 3, 0, 1)]
+
+
+# --- misfortunes
+
+
+def test_repeated_and_old_news_change_nothing() -> None:
+    d = Driver(units=3, slots=2, loaders=1)
+    assert d.start(0, epoch=4) == [load(0, 1, 0, 0, epoch=4)]
+    assert d.start(0, epoch=4) == []
+    assert d.start(0, epoch=3) == []
+    assert d.loaded(0, 1, epoch=3) == []
+    assert d.gone(0, epoch=3) == []
+    assert d.loaded(0, 9, epoch=4) == []
+    assert d.loaded(1, 1, epoch=4) == []
+    assert d.loaded(0, 1, epoch=4) == [load(0, 2, 1, 1, epoch=4)]
+    assert d.loaded(0, 1, epoch=4) == []
+    assert d.done(1) == []
+    assert d.mind.bytes_read == 10
+
+
+def test_the_slot_of_a_dead_loader_waits_for_the_kernel() -> None:
+    d = Driver(units=3, slots=1, loaders=1)
+    d.start(0)
+    assert d.start(0, epoch=2) == []  # its elder may still be writing
+    assert d.ask(0) == []
+    assert d.loaded(0, 1) == []  # old epoch
+    assert d.gone(0) == [load(0, 2, 0, 0, epoch=2)]
+    assert d.gone(0) == []
+
+
+def test_the_start_of_a_loader_that_is_gone_is_old_news() -> None:
+    d = Driver(units=3, slots=1, loaders=1)
+    d.gone(0, epoch=2)
+    assert d.start(0, epoch=2) == []
+    assert d.start(0, epoch=3) == [load(0, 1, 0, 0, epoch=3)]
+
+
+def test_past_the_soft_deadline_another_loader_reads_the_unit_too() -> None:
+    d = Driver(units=9, slots=3, loaders=2)
+    d.ask(0)
+    d.start(0)
+    assert d.tell(Tick(), at=1.9) == []
+    assert d.mind.wake_ns() == 2 * S
+    assert d.start(1) == [load(1, 2, 1, 1)]
+    assert d.loaded(1, 2) == [load(1, 3, 2, 2)]
+    assert d.tell(Tick(), at=2.0) == []
+    assert d.loaded(1, 3) == [load(1, 4, 0, 2)]  # takes the place of unit 2, needed last
+    assert d.loaded(1, 4) == [announce(5, 0, 2)]  # the first one wins
+    assert d.loaded(0, 1) == [load(1, 6, 2, 0)]  # the other was for nothing, its slot is free
+    assert d.mind.bytes_unused == 30
+
+
+def test_progress_defers_the_deadlines() -> None:
+    d = Driver(units=9, slots=2, loaders=2)
+    d.ask(0)
+    d.start(0)
+    d.tell(ProgressSeen(LoaderNo(0), Epoch(1), 1), at=1.5)
+    d.tell(ProgressSeen(LoaderNo(0), Epoch(1), 1), at=3.0)
+    d.tell(ProgressSeen(LoaderNo(0), Epoch(0), 2), at=3.0)
+    d.tell(Tick())
+    assert d.mind.wake_ns() == int(3.5 * S)
+    d.tell(Tick(), at=3.5)
+    assert d.start(1) == [load(1, 2, 0, 1)]
+    assert d.mind.wake_ns() == int(5.5 * S)
+
+
+def test_past_the_hard_deadline_it_is_killed_once_and_its_slot_waits() -> None:
+    d = Driver(units=9, slots=1, loaders=2)
+    d.ask(0)
+    d.start(0)
+    d.tell(Tick(), at=2.0)
+    assert d.start(1) == []
+    assert d.mind.wake_ns() == 20 * S
+    why = "no progress for 20.0 s while loading unit 0"
+    assert d.tell(Tick(), at=20.0) == [Kill(LoaderNo(0), Epoch(1), why)]
+    assert d.tell(Tick(), at=21.0) == []
+    assert d.mind.wake_ns() is None
+    assert d.gone(0) == [load(1, 2, 0, 0)]
+
+
+def test_a_killed_loader_that_finished_gets_no_more_work() -> None:
+    d = Driver(units=9, slots=2, loaders=1)
+    d.ask(0)
+    d.start(0)
+    d.tell(Tick(), at=20.0)
+    assert d.loaded(0, 1) == [announce(2, 0, 0)]
+    assert d.start(0, epoch=2) == [load(0, 3, 1, 1, epoch=2)]
+
+
+def test_a_demanded_unit_is_tried_twice_by_another_loader_if_there_is_one() -> None:
+    d = Driver(units=1, slots=1, loaders=2)
+    d.ask(0)
+    assert d.start(0) == [load(0, 1, 0, 0)]
+    d.start(1)
+    assert d.failed(0, 1) == [load(1, 2, 0, 0)]
+    assert d.failed(1, 2, "checksum") == [Refuse(UnitNo(0), 31, "checksum")]
+    assert d.ask(0) == [load(0, 3, 0, 0)]  # a new wait is a new chance
+    assert d.loaded(0, 3) == [announce(4, 0, 0)]
+
+
+def test_a_predicted_unit_that_failed_is_not_read_again_until_demanded() -> None:
+    d = Driver(units=2, slots=2, loaders=1)
+    d.start(0)
+    assert d.failed(0, 1) == [load(0, 2, 1, 0)]
+    assert d.loaded(0, 2) == []
+    assert d.ask(0) == [load(0, 3, 0, 1)]
+
+
+def test_without_loaders_every_demand_is_refused_but_what_is_here_is_served() -> None:
+    d = Driver(units=2, slots=2, loaders=1)
+    d.start(0)
+    d.loaded(0, 1)
+    d.ask(1)
+    d.gone(0)
+    assert d.tell(NoLoadersLeft(43, "loader 0 was the last one")) == [Refuse(UnitNo(1), 43, "loader 0 was the last one")]
+    assert d.ask(0) == [announce(3, 0, 0)]
+    assert d.ask(1) == [Refuse(UnitNo(1), 43, "loader 0 was the last one")]
+    assert d.start(0, epoch=2) == [load(0, 4, 1, 1, epoch=2)]
+
+
+def test_compute_gone_frees_what_it_held() -> None:
+    d = Driver(units=3, slots=1, loaders=1, more=True)
+    d.ask(0)
+    d.start(0)
+    assert d.loaded(0, 1) == [announce(2, 0, 0)]
+    d.ask(2)
+    assert d.tell(ComputeGone()) == []
+    assert d.done(2) == []
+    assert d.ask(0) == [announce(3, 0, 0)]
+
+
+# --- slots
+
+
+def test_nested_units_beyond_the_slots_are_refused_after_some_patience() -> None:
+    d = Driver(units=9, slots=1, loaders=1)
+    d.ask(0)
+    d.start(0)
+    d.loaded(0, 1)
+    assert d.ask(4) == []
+    d.tell(Tick(), at=2.9)
+    assert d.mind.wake_ns() == 3 * S
+    assert d.tell(Tick(), at=3.0) == [
+        Refuse(
+            UnitNo(4),
+            16,
+            "unit 4 is needed while all 1 slots are in use: this model needs at least 2 slots of 10 bytes",
+        )
+    ]
+
+
+def resident_mind() -> Driver:
+    """Six slots, a window of 2, so 4 residents of 10: 1, 4, 6, 9; all of them loaded, units 2 and 3 in the window."""
+    d = Driver(units=10, slots=6, loaders=1, window=2, more=True)
+    assert d.mind.residents == {1, 4, 6, 9}
+    d.ask(2)
+    [first] = d.start(0)
+    assert isinstance(first, Load)
+    actions: list[Action] = [first]
+    order = []
+    while actions:
+        last = actions[-1]
+        if not isinstance(last, Load):
+            break
+        order.append(last.unit)
+        actions = d.loaded(0, last.ticket)
+    assert order == [2, 3, 4, 6, 9, 1]
+    return d
+
+
+def test_when_the_window_is_full_residents_further_on_are_loaded() -> None:
+    resident_mind()
+
+
+def test_a_resident_makes_room_only_when_nothing_else_can() -> None:
+    d = resident_mind()
+    [third] = d.ask(3)
+    assert isinstance(third, Announce)
+    d.ask(7)  # compute holds both slots of the window in earnest: the resident needed last goes
+    assert d.mind.loads_by_unit[7] == 1
+    assert set(d.mind.slots.content) == {1, 2, 3, 4, 9}
+
+
+def test_a_guess_may_come_back_before_a_resident_must_go() -> None:
+    d = resident_mind()
+    [third] = d.ask(3, waiting=False)
+    assert isinstance(third, Announce)
+    assert d.ask(7) == []
+    assert d.tell(Tick(), at=0.05) == []
+    [seventh] = d.done(third.ticket, computed=False)
+    assert isinstance(seventh, Load)
+    assert seventh.unit == 7
+    assert {1, 4, 6, 9} <= set(d.mind.slots.content)
+
+
+def test_a_guess_that_does_not_come_back_is_in_use() -> None:
+    d = resident_mind()
+    d.ask(3, waiting=False)
+    assert d.ask(7) == []
+    assert d.mind.wake_ns() == S // 10
+    [seventh] = d.tell(Tick(), at=0.1)
+    assert isinstance(seventh, Load)
+    assert seventh.unit == 7
+
+
+def test_surplus_slots_are_removed_as_they_come_free() -> None:
+    d = Driver(units=9, slots=3, loaders=1)
+    d.ask(0)
+    d.start(0)
+    assert d.loaded(0, 1) == [announce(2, 0, 0), load(0, 3, 1, 1)]
+    assert d.tell(SlotsWanted(1)) == [RemoveSlot(SlotNo(2))]
+    assert d.loaded(0, 3) == [RemoveSlot(SlotNo(1))]
+    assert d.done(2) == [load(0, 4, 1, 0)]
+    assert d.tell(SlotsWanted(0)) == []  # the last one stays
+    assert d.tell(SlotsWanted(2)) == []
+    assert d.tell(SlotAdded(SlotNo(2))) == []
+    assert d.tell(SlotAdded(SlotNo(2))) == []
+    assert d.loaded(0, 4) == [load(0, 5, 2, 2)]
+    assert d.mind.bytes_unused == 20  # unit 1: read, removed, read again
+
+
+def test_a_unit_must_fit_a_slot() -> None:
+    with pytest.raises(InvariantBroken, match="I1"):
+        Pipeload([10, 11], 10, 1)
+
+
+def test_a_slot_is_never_taken_from_its_owner() -> None:
+    slots = Slots()
+    slots.add(SlotNo(0))
+    slot = slots.all[SlotNo(0)]
+    slots.lend(slot, UnitNo(0))
+    for wrong in (lambda: slots.lend(slot, UnitNo(1)), lambda: slots.evict(slot), lambda: slots.remove(slot)):
+        with pytest.raises(InvariantBroken, match="I2"):
+            wrong()
+    slots.fill(slot, 10)
+    slots.announce(slot, guess=False)
+    for wrong in (lambda: slots.evict(slot), lambda: slots.remove(slot), lambda: slots.announce(slot, guess=False)):
+        with pytest.raises(InvariantBroken, match="I2"):
+            wrong()
+
+
+# --- the steady state
+
+
+@pytest.mark.parametrize("slots", range(1, 13))
+@pytest.mark.parametrize(("units", "loaders", "window"), [(12, 3, None), (12, 1, 2), (7, 2, None), (5, 6, 3)])
+def test_in_the_steady_state_only_streamed_units_are_read(
+    units: int, loaders: int, window: int | None, slots: int
+) -> None:
+    """Endless passes; compute is always faster than the disk: all loaders must be reading while it waits."""
+    d = Driver(units, slots, loaders, window, more=True)
+    flying: list[Load] = []
+
+    def carry(actions: list[Action]) -> list[Announce]:
+        flying.extend(action for action in actions if isinstance(action, Load))
+        return [action for action in actions if isinstance(action, Announce)]
+
+    for loader in range(loaders):
+        carry(d.start(loader))
+    streamed = units - len(d.mind.residents)
+    passes: list[int] = []
+    for _ in range(6):
+        before = list(d.mind.loads_by_unit)
+        for unit in range(units):
+            announced = carry(d.ask(unit))
+            while not announced:
+                if passes:
+                    assert len(flying) == min(loaders, d.mind.window, streamed), (unit, flying)
+                job = flying.pop(0)
+                announced = carry(d.loaded(job.loader, job.ticket))
+            [lease] = announced
+            assert lease.unit == unit
+            carry(d.done(lease.ticket))
+        passes.append(sum(d.mind.loads_by_unit) - sum(before))
+    assert passes[2:] == [streamed] * 4  # (the residents are read in the first, and its end reads for the second)
+    assert all(d.mind.loads_by_unit[unit] == 1 for unit in d.mind.residents)
+    assert d.mind.computes_by_unit == [6] * units
