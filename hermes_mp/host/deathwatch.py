@@ -15,6 +15,9 @@ from collections.abc import Callable
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1
+# The signal comes with the end of the thread that spawned us. Others of the parent (ZeroMQ's) may live on for a moment,
+# and with them its process id and its pipe: seen in every fourth kill -9.
+DYING_S = 0.5
 
 
 class DeathWatch:
@@ -33,11 +36,12 @@ class DeathWatch:
     def die_with_parent(self, clean_up: Callable[[], None]) -> None:
         """From now on SIGTERM ends this process quietly, and the kernel sends it when the parent dies.
 
-        `clean_up` runs before that only if the parent is gone: else cleaning up is the parent's. Also for a parent
-        that is gone already. Python runs it between two bytecodes, so a read in progress ends first.
+        `clean_up` runs before that only if the parent is gone, or is within DYING_S: else cleaning up is the parent's.
+        Also for a parent that is gone already. Python runs it between two bytecodes, so a read in progress ends first.
         """
 
         def end(number: int, frame: FrameType | None) -> None:
+            self._poll.poll(DYING_S * 1000)
             if self.parent_is_gone():
                 clean_up()
             os._exit(0)

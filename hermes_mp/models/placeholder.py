@@ -70,7 +70,7 @@ class Placeholder(torch.Tensor):
         what = getattr(func, "__name__", str(func))
         raise NeedsAllWeights(f"{name} is not in memory outside its layer's forward, so {what}() cannot use it")
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch leaves it untyped
         return f"Placeholder({self.weight_name}, {tuple(self.shape)}, {self.dtype})"
 
     def __deepcopy__(self, memo: Any) -> Any:

@@ -14,6 +14,7 @@ from hermes_mp.core.report import render_report
 from hermes_mp.messages import Epoch, LoaderNo, PassEnded, PassStarted, RowsRead, Ticket, UnitDone, UnitLoaded
 
 MS = 10**6
+LOADED_BY = {Ticket(11): Ticket(1)}  # ticket 11 lends what ticket 1 had loaded: unit 1 is resident
 DOCS = Path(__file__).parents[2] / "docs/json.md"
 
 
@@ -28,7 +29,7 @@ def done(ticket: int, asked_ms: int, bound_ms: int, done_ms: int, computed: bool
 def a_pass(ledger: Ledger, start_ms: int, end_ms: int, tokens: int, *units: UnitDone, complete: bool = True) -> None:
     ledger.pass_started(PassStarted(start_ms * MS, 1, tokens))
     for unit in units:
-        ledger.unit_done(unit)
+        ledger.unit_done(unit, LOADED_BY.get(unit.ticket, unit.ticket))
     ledger.pass_ended(PassEnded(end_ms * MS, complete))
 
 
@@ -40,7 +41,7 @@ def test_a_run_that_generates() -> None:
     ledger.rows_read(RowsRead(24, 180 * MS, 190 * MS))
     a_pass(ledger, 200, 600, 7, done(1, 200, 250, 300), done(2, 300, 350, 500))  # prefill, 100 ms of it stalled
     a_pass(ledger, 700, 900, 1, done(1, 700, 700, 800), done(3, 800, 800, 900))  # unit 1 is resident
-    a_pass(ledger, 1000, 1300, 1, done(1, 1000, 1000, 1100), done(4, 1100, 1100, 1200))
+    a_pass(ledger, 1000, 1300, 1, done(11, 1000, 1000, 1100), done(4, 1100, 1100, 1200))
     ledger.memory_sampled({"daemon": 10, "compute": 300}, exact=True)
     ledger.memory_sampled({"daemon": 20, "compute": 200}, exact=True)
     report = ledger.report()

@@ -17,7 +17,7 @@ from hermes_mp.errors import BadImage, CheckpointBroken, ContextTooLong, Unsuppo
 from hermes_mp.models.tasks.choice import choose_task
 from hermes_mp.models.tasks.task import Answer, open_task
 
-WORDS = "the ship sails over cold water while a small crab counts grey stones".split()
+WORDS = ["the", "ship", "sails", "over", "cold", "water", "while", "a", "small", "crab", "counts", "grey", "stones"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEMPLATE = (
     "{% for m in messages %}<user>{{ m['content'] }}</user>{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
@@ -267,6 +267,8 @@ def test_the_packaged_model_ranks_by_meaning(packaged: tuple[Any, Path], text: s
     one, _ = ask(model, directory, request)
     assert word in one["ranking"][0]["sentence"]
     assert len(one["ranking"]) == 12
+    typed, _ = ask(model, directory, {"line": text, "sentences": request["sentences"]})
+    assert typed == one
     batched, _ = ask(model, directory, request, batch=5)
     scores = [row["score"] for row in one["ranking"]]
     assert [row["score"] for row in batched["ranking"]] == pytest.approx(scores, abs=1e-5)

@@ -223,6 +223,17 @@ def test_a_half_removed_one_is_swept(base: Path) -> None:
     assert not list(base.iterdir())
 
 
+def test_a_sweep_that_cannot_finish_leaves_the_lock_for_the_next(base: Path) -> None:
+    left = base / "hermes-mp-stubborn"
+    (left / "folder").mkdir(parents=True)
+    (left / "lock").touch()
+    RunDirectory.create().remove()
+    assert sorted(os.listdir(left)) == ["folder", "lock"]
+    (left / "folder").rmdir()
+    RunDirectory.create().remove()
+    assert not left.exists()
+
+
 def test_what_is_not_ours_stays(base: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()

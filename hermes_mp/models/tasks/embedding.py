@@ -9,7 +9,7 @@ import torch
 
 from hermes_mp.models.tasks.choice import EMBEDDING
 from hermes_mp.models.tasks.sentence_config import pool, read_sentence_config
-from hermes_mp.models.tasks.task import Answer, Say, number, passes
+from hermes_mp.models.tasks.task import Answer, Say, given, number, passes
 from hermes_mp.models.tasks.text_input import TextInput
 
 
@@ -27,7 +27,7 @@ class Embedding:
     def answer(self, request: dict[str, Any], say: Say, final: bool) -> Answer:
         """An embedding, or a ranking where the request has `sentences`."""
         if "sentences" in request:
-            return self._rank(str(request["text"]), list(request["sentences"]), final)
+            return self._rank(given(request, ("text",), self.model)[1], list(request["sentences"]), final)
         inputs = self.input.read(self._prepared(request))
         with passes(self.model, 1, final):
             vectors, pooled = self._embed(inputs)

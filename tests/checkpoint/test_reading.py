@@ -1,0 +1,198 @@
+"""Reading real files, on the disk and in /dev/shm, directly and buffered, and files that change under us."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hermes_mp.core.layout import ALIGN
+from hermes_mp.errors import ReadFailed
+from hermes_mp.host import reading
+from hermes_mp.host.reading import FileReader
+
+NBYTES = 5 * 2**20 + 1234
+CONTENT = random.Random(1).randbytes(NBYTES)
+
+
+@pytest.fixture(params=["disk", "shm"])
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path if request.param == "disk" else Path("/dev/shm")
+    path = folder / f"hermes-reading-{os.getpid()}"
+    path.write_bytes(CONTENT)
+    with path.open("rb") as written:
+        os.fsync(written.fileno())  # the page cache only drops clean pages
+    yield path
+    path.unlink()
+
+
+@pytest.fixture(params=["direct", "buffered"])
+def reader(request: pytest.FixtureRequest, file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileReader]:
+    """`buffered`: as the second file on a device that took no O_DIRECT for the first."""
+    known = {} if request.param == "direct" else {file.stat().st_dev: False}
+    monkeypatch.setattr(reading, "_direct_by_device", known)
+    with FileReader(file, NBYTES) as opened:
+        if request.param == "direct" and not opened.direct:
+            pytest.skip("this file system takes no O_DIRECT")
+        yield opened
+
+
+@pytest.fixture
+def memory() -> Iterator[memoryview]:
+    """Page-aligned, as an arena's slot is; never less than the file."""
+    with mmap.mmap(-1, 8 * 2**20) as mapped, memoryview(mapped) as view:
+        yield view
+
+
+def resident_pages(path: Path) -> int:
+    """Pages of the file in the page cache: mincore(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, mmap.MAP_PRIVATE) as mapped:
+        pages = -(-len(mapped) // mmap.PAGESIZE)
+        found = (ctypes.c_ubyte * pages)()
+        anchor = ctypes.c_char.from_buffer(mapped)
+        try:
+            assert libc.mincore(ctypes.c_void_p(ctypes.addressof(anchor)), ctypes.c_size_t(len(mapped)), found) == 0
+        finally:
+            del anchor
+        return sum(page & 1 for page in found)
+
+
+def test_a_whole_file_in_chunks(reader: FileReader, memory: memoryview) -> None:
+    chunks: list[int] = []
+    reader.read_into(memory, 0, NBYTES, 2**20, chunks.append)
+    assert memory[:NBYTES] == CONTENT
+    assert chunks == [2**20] * 5 + [1234]
+
+
+def test_one_chunk_by_default(reader: FileReader, memory: memoryview) -> None:
+    direct = reader.direct
+    reader.read_into(memory, 0, NBYTES)
+    assert memory[:NBYTES] == CONTENT
+    assert reader.direct == direct
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_piece_and_not_a_byte_more(data: st.DataObject, reader: FileReader, memory: memoryview) -> None:
+    places = st.one_of(st.integers(0, NBYTES), st.integers(0, NBYTES // ALIGN).map(lambda block: block * ALIGN))
+    begin, end = sorted((data.draw(places), data.draw(st.one_of(places, st.just(NBYTES)))))
+    chunk = data.draw(st.sampled_from([1, ALIGN, 3 * ALIGN + 5, 2**20, 2**24]))
+    misaligned = data.draw(st.sampled_from([0, 0, 0, 512, 1]))
+    memory[: NBYTES + 2 * ALIGN] = b"\xaa" * (NBYTES + 2 * ALIGN)
+    heard: list[int] = []
+    with memory[misaligned : misaligned + end - begin] as exact:
+        reader.read_into(exact, begin, end - begin, chunk, heard.append)
+        assert exact == CONTENT[begin:end]
+    assert sum(heard) == end - begin
+    after = misaligned + end - begin
+    assert memory[:misaligned] == b"\xaa" * misaligned
+    assert memory[after : after + ALIGN] == b"\xaa" * ALIGN
+
+
+def test_nothing_past_a_piece_inside_the_file_is_touched(reader: FileReader, memory: memoryview) -> None:
+    memory[:ALIGN] = b"\xaa" * ALIGN
+    reader.read_into(memory, ALIGN, 100)
+    assert memory[:ALIGN] == CONTENT[ALIGN : ALIGN + 100] + b"\xaa" * (ALIGN - 100)
+
+
+def test_reads_leave_no_second_copy_in_the_page_cache(reader: FileReader, memory: memoryview) -> None:
+    if str(reader.path).startswith("/dev/shm"):
+        pytest.skip("there the page cache is the file")
+    descriptor = os.open(reader.path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    assert resident_pages(Path(reader.path)) == 0
+    reader.read_into(memory, 0, NBYTES, 2**20)
+    assert resident_pages(Path(reader.path)) == 0
+    reader.read_into(memory, 2**20, 2**20 + 100, 2**18)
+    reader.read_rows([(offset, 5000) for offset in range(100, NBYTES - 5000, 300_000)], memory)
+    assert resident_pages(Path(reader.path)) == 0
+
+
+def test_rows(reader: FileReader, memory: memoryview) -> None:
+    rows = [(184 + row * 1536, 1536) for row in (7, 3, 3, 1000, 0, 3000)] + [(NBYTES - 10, 10), (5, 0)]
+    wanted = b"".join(CONTENT[offset : offset + nbytes] for offset, nbytes in rows)
+    assert reader.read_rows(rows, memory) == len(wanted)
+    assert memory[: len(wanted)] == wanted
+    assert reader.read_rows([], memory) == 0
+
+
+def test_rows_past_the_end(reader: FileReader, memory: memoryview) -> None:
+    with pytest.raises(ReadFailed, match=f"ends at byte {NBYTES}"):
+        reader.read_rows([(0, 10), (NBYTES - 5, 10)], memory)
+
+
+@pytest.mark.parametrize("left", [0, ALIGN, 2**20 + 77])
+def test_a_file_truncated_while_open(reader: FileReader, memory: memoryview, left: int) -> None:
+    os.truncate(reader.path, left)
+    with pytest.raises(ReadFailed, match=f"{reader.path} ends at byte {left}, it was {NBYTES}"):
+        reader.read_into(memory, 0, NBYTES, 2**20)
+
+
+def test_a_disk_that_fails(memory: memoryview, file: Path) -> None:
+    with FileReader(file, NBYTES) as reader:
+        broken = os.open("/proc/self/mem", os.O_RDONLY)  # reading address 0 gives EIO, as a bad block does
+        os.dup2(broken, reader._fd)
+        os.close(broken)
+        with pytest.raises(ReadFailed, match=r"cannot be read at byte 1: Input/output error"):
+            reader.read_into(memory, 1, 100)
+
+
+def test_a_device_that_refuses_midway(file: Path, memory: memoryview) -> None:
+    with FileReader(file, NBYTES) as reader:
+        if not reader.direct:
+            pytest.skip("this file system takes no O_DIRECT")
+        with select.epoll() as refusing:  # reading it gives EINVAL, as O_DIRECT does where it does not suit
+            os.dup2(refusing.fileno(), reader._direct_fd)
+        reader.read_into(memory, 0, NBYTES)
+        assert memory[:NBYTES] == CONTENT
+        assert not reader.direct
+
+
+def test_memory_that_is_not_aligned_is_read_buffered(file: Path, memory: memoryview) -> None:
+    with FileReader(file, NBYTES) as reader, memory[1 : NBYTES + ALIGN] as odd:
+        reader.read_into(odd, 0, NBYTES)
+        assert odd[:NBYTES] == CONTENT
+
+
+def test_a_file_of_another_size(file: Path) -> None:
+    with pytest.raises(ReadFailed, match=f"has {NBYTES} bytes, it had {NBYTES + 1}"):
+        FileReader(file, NBYTES + 1)
+
+
+def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(ReadFailed, match="none cannot be read at byte 0: No such file"):
+        FileReader(tmp_path / "none", 1)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo"):
+        with pytest.raises(ReadFailed, match="is not a file"):
+            FileReader(path, 0)
+
+
+def test_reading_leaves_no_trace(file: Path, memory: memoryview) -> None:
+    before = file.stat()
+    os.utime(file, ns=(before.st_mtime_ns - 10**12, before.st_mtime_ns))  # older than mtime: relatime would renew it
+    with FileReader(file, NBYTES) as reader:
+        reader.read_into(memory, 0, NBYTES)
+        reader.read_rows([(1, 10)], memory)
+    assert file.stat().st_atime_ns == before.st_mtime_ns - 10**12
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_closing_twice(file: Path) -> None:
+    reader = FileReader(file, NBYTES)
+    reader.close()
+    reader.close()
+    assert not reader.direct
