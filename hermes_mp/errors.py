@@ -154,9 +154,10 @@ class PeerError(HermesError):
 
 
 class BadMessage(PeerError):
-    """Bytes that are no message of ours: the one exception the decoder raises."""
+    """Bytes that are no message of ours: the one exception the decoder raises. `peer` is who sent it, if known."""
 
     exit_code = 40
+    peer: object = None
 
 
 class DaemonLost(PeerError):

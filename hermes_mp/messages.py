@@ -23,6 +23,12 @@ MAX_TEXT_CHARS = 12_000  # of one message: at most 48,000 bytes of UTF-8; longer
 MAX_RANGES = 1024  # of one unit: 4 integers of at most 9 bytes each stay well below the frame limit
 
 
+def clip(text: str, chars: int = MAX_TEXT_CHARS) -> str:
+    """The text as a message can hold it: no lone surrogates, not longer than `chars`, the end rather than the start."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return whole if len(whole) <= chars else "..." + whole[len(whole) - chars + 3 :]
+
+
 @dataclass(frozen=True)
 class Range:
     """One read: `nbytes` bytes of file number `file` from `offset`, to byte `at` of the slot."""

@@ -47,7 +47,10 @@ PURE = {
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
 
 # What a process of an agent may load beyond the standard library, and what of that it must not.
-AGENT_PACKAGES = {"hermes_mp.agents.loader": {"hermes_mp", "zmq", "msgpack"}}
+AGENT_PACKAGES = {
+    "hermes_mp.agents.loader": {"hermes_mp", "zmq", "msgpack"},
+    "hermes_mp.agents.daemon": {"hermes_mp", "zmq", "msgpack"},
+}
 HEAVY = {
     "asyncio", "concurrent", "ctypes.util", "email", "http", "logging", "multiprocessing", "sqlite3", "ssl",
     "tempfile", "unittest", "urllib.request", "xml",

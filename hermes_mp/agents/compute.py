@@ -29,6 +29,7 @@ from hermes_mp.messages import (
     StopCompute,
     TextStreamed,
     ToCompute,
+    clip,
 )
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _Compute(settings, link).run()
     except HermesError as error:
-        link.send(ComputeFailed(error.exit_code, error.line()[:MAX_TEXT_CHARS], ""))
+        link.send(ComputeFailed(error.exit_code, clip(error.line()), ""))
         return error.exit_code
     except Exception as error:  # an entry point: whatever it is becomes a message
-        text = f"{type(error).__name__}: {error}"[:MAX_TEXT_CHARS]
-        link.send(ComputeFailed(70, text, traceback.format_exc()[-MAX_TEXT_CHARS:]))
+        text = clip(f"{type(error).__name__}: {error}", 2000)
+        link.send(ComputeFailed(70, text, clip(traceback.format_exc(), 8000)))
         return 70
     return 0
 
@@ -120,7 +121,7 @@ class _Compute:
         try:
             answer = task.answer(whole, say, request.final)
         except HermesError as error:
-            self.link.send(RequestFailed(request.request, error.exit_code, error.line()[:MAX_TEXT_CHARS]))
+            self.link.send(RequestFailed(request.request, error.exit_code, clip(error.line())))
             return
         parts = _parts(json.dumps(answer))
         for number, part in enumerate(parts):

@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ from hermes_mp.core.pipeload import (
     Tick,
 )
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
-from hermes_mp.errors import ComputeLost, HermesError, LoadersLost, OutOfMemory, PeerError, revived
+from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, PeerError, revived
 from hermes_mp.host import memory, unitcache
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import Checkpoint
@@ -67,10 +68,11 @@ from hermes_mp.messages import (
     UnitNo,
     UnitReady,
     UnitsDescribed,
+    clip,
 )
 
 TURN_S = 0.1  # the longest sleep of the loop: memory is sampled and the person kept informed this often
-LEAVE_S = 2.0  # how long children may take to leave when asked
+LEAVE_S = 0.5  # how long children may take to leave when asked; they have nothing to lose
 COMPUTE = Peer("compute", 0, 1)
 
 
@@ -113,6 +115,9 @@ class Front(Protocol):
     def say(self, text: str) -> None:
         """Something worth a line: a loader was lost, slots are fewer than planned."""
 
+    def restarted(self) -> None:
+        """A loader that was lost has a successor."""
+
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
 
     def readable(self, fd: int) -> None: ...
@@ -141,7 +146,7 @@ class Daemon:
         self._file_shares: dict[int, float] = {}
         self._compute: Child | None = None
         self._compute_pid = 0
-        self._divided = False
+        self._outbox: deque[object] = deque()  # for compute, while it is not connected or its queue is full
         self._next_sample = 0.0
 
         self._run_dir = RunDirectory.create()
@@ -210,7 +215,7 @@ class Daemon:
         if self.over is False:
             self.over = True if error is None else error
             if error is not None and self.settings.has_caller:
-                self._to_compute(UnitFailed(UnitNo(0), error.exit_code, error.line()[:MAX_TEXT_CHARS]))
+                self._to_compute(UnitFailed(UnitNo(0), error.exit_code, clip(error.line())))
 
     def close(self) -> None:
         """End all children, remove the run directory, free the arena."""
@@ -238,6 +243,7 @@ class Daemon:
         return TURN_S if wake is None else min(TURN_S, max(0.0, (wake - time.monotonic_ns()) / 1e9))
 
     def _turn(self) -> None:
+        self._flush()
         self._add_slot()
         if self.mind is not None:
             wake = self.mind.wake_ns()
@@ -265,7 +271,11 @@ class Daemon:
 
     def _drain(self) -> None:
         while self.over is False:
-            received = self.hub.receive()
+            try:
+                received = self.hub.receive()
+            except BadMessage as error:
+                self._distrust(error)
+                continue
             if received is None:
                 return
             peer, message = received
@@ -273,6 +283,16 @@ class Daemon:
                 self._from_loader(peer, message)  # type: ignore[arg-type]  # the hub decodes by kind
             else:
                 self._from_compute(message)  # type: ignore[arg-type]
+
+    def _distrust(self, error: BadMessage) -> None:
+        """Nonsense came: a loader is replaced, without compute there is no run, a stranger is not listened to."""
+        peer = error.peer
+        if isinstance(peer, Peer) and peer.kind == "compute":
+            self.end(error)
+            return
+        self.front.say(str(error))
+        if isinstance(peer, Peer):
+            self.crew.kill(LoaderNo(peer.number), Epoch(peer.epoch))
 
     # --- loaders
 
@@ -282,6 +302,8 @@ class Daemon:
         if isinstance(message, LoaderStarted):
             self.crew.happened(message.loader, message.epoch, Happened.STARTED)
             self._started[peer] = message
+            if message.epoch > 1:
+                self.front.restarted()
             self._name_files(peer)
             self._feed(message)
         elif isinstance(message, UnitLoaded):
@@ -357,7 +379,13 @@ class Daemon:
         self._poller.watch(self._compute.pidfd)
 
     def _to_compute(self, message: object) -> None:
-        self.hub.send(COMPUTE, message)  # where it is gone, its pidfd or the caller's pipe says so
+        """Send, in order, as soon as compute is connected and has room; that it is gone is said elsewhere."""
+        self._outbox.append(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._outbox and self.hub.send(COMPUTE, self._outbox[0]):
+            self._outbox.popleft()
 
     def _divide(self, message: UnitsDescribed) -> None:
         """Compute has said everything: divide the budget by its figures, and keep the list for the next start."""
@@ -376,7 +404,6 @@ class Daemon:
             self.end(error)
             return
         unitcache.remember(self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes))
-        self._divided = True
         self._to_compute(SlotsDivided(self.planned_slots, self.slot_nbytes))
         self.front.ready(units)
 
@@ -466,7 +493,7 @@ class Daemon:
             self._leased[action.ticket] = (action.unit, self.mind.slots.all[action.slot].loaded_by)
             self._to_compute(UnitReady(action.ticket, action.unit, self.slots[action.slot]))
         elif isinstance(action, Refuse):
-            self._to_compute(UnitFailed(action.unit, action.exit_code, action.text[:MAX_TEXT_CHARS]))
+            self._to_compute(UnitFailed(action.unit, action.exit_code, clip(action.text)))
         elif isinstance(action, Kill):
             self.front.say(f"loader {action.loader} is killed: {action.why}")
             self.crew.kill(action.loader, action.epoch)

@@ -24,7 +24,7 @@ from hermes_mp.host.progress import ProgressBoard
 from hermes_mp.host.reading import FileReader
 from hermes_mp.host.rundir import remove_path
 from hermes_mp.host.wire import Link, Peer
-from hermes_mp.messages import Epoch, LoaderFailed, LoaderNo, LoaderStarted, ToLoader
+from hermes_mp.messages import Epoch, LoaderFailed, LoaderNo, LoaderStarted, ToLoader, clip
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,6 @@ def main(words: list[str]) -> int:
                 import traceback
 
                 traceback.print_exc()
-            link.send(LoaderFailed(number, epoch, code, f"{type(error).__name__}: {error}"))
+            link.send(LoaderFailed(number, epoch, code, clip(f"{type(error).__name__}: {error}")))
             return code
     return 0

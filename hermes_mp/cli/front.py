@@ -123,6 +123,9 @@ class LaunchFront:
     def say(self, text: str) -> None:
         self._console.note(text)
 
+    def restarted(self) -> None:
+        self._ledger.loader_restarted()
+
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None:
         self._ledger.memory_sampled({**by_process, "slots": arena_nbytes}, exact)
 

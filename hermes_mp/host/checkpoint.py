@@ -51,6 +51,10 @@ def find_checkpoint(directory: Path) -> Checkpoint:
     Raises ModelNotFound, NoSafetensors, UnsupportedDtype, CheckpointBroken or, where the disk refuses, ReadFailed.
     """
     config = read_config(directory)
+    try:
+        str(directory).encode()
+    except UnicodeEncodeError:
+        raise ModelNotFound(f"the path {str(directory)!r} is not UTF-8", "rename the directory") from None
     digest = hashlib.blake2b(json.dumps(config).encode(), digest_size=16)
     names, placed_in = _files(directory, config)
     files: list[CheckpointFile] = []
@@ -74,11 +78,11 @@ def find_checkpoint(directory: Path) -> Checkpoint:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a model that is not quantised."""
-    if not directory.exists():
+    if not os.path.exists(directory):  # unlike Path.exists, no PermissionError
         raise ModelNotFound(f"there is no directory {directory}")
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise ModelNotFound(f"{directory} is not a directory")
-    if not (directory / CONFIG).is_file():
+    if not os.path.isfile(directory / CONFIG):
         raise ModelNotFound(f"{directory} holds no {CONFIG}")
     config = _json_object(directory / CONFIG, _read_json_bytes(directory / CONFIG))
     for part in (config, config.get("text_config")):
@@ -103,9 +107,9 @@ def _files(directory: Path, config: dict[str, Any]) -> tuple[tuple[str, ...], di
         if explicit.endswith(".json"):
             return _sharded(directory / explicit)
         return (explicit,), {}
-    if (directory / WEIGHTS).is_file():
+    if os.path.isfile(directory / WEIGHTS):
         return (WEIGHTS,), {}
-    if (directory / WEIGHTS_INDEX).is_file():
+    if os.path.isfile(directory / WEIGHTS_INDEX):
         return _sharded(directory / WEIGHTS_INDEX)
     raise _no_weights(directory)
 
@@ -126,7 +130,10 @@ def _is_plain(name: object) -> bool:
 
 
 def _no_weights(directory: Path) -> HermesError:
-    names = sorted(os.listdir(directory))
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        raise ReadFailed(f"{directory} cannot be listed: {error.strerror}") from error
     other = next((name for name in names if name.endswith(OTHER_FORMATS)), None)
     safetensors = next((name for name in names if name == WEIGHTS_INDEX or name.endswith(".safetensors")), None)
     if safetensors in (WEIGHTS, WEIGHTS_INDEX):

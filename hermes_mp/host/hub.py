@@ -38,9 +38,9 @@ def resolve(model: str, say: Callable[[str], None]) -> Path:
 
     Raises ModelNotFound, NoSafetensors, HubUnreachable, MissingPackage, UnsupportedDtype; Ctrl-C ends the download.
     """
-    path = Path(model).expanduser()
-    if path.exists():
-        return path
+    path = os.path.expanduser(model)
+    if os.path.exists(path):
+        return Path(path)
     if not model or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelNotFound(f"there is no directory {model or '(its name is empty)'}")
     say(f"looking for {model} on the hub")

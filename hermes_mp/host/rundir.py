@@ -75,7 +75,7 @@ def _base() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(runtime) and _is_private(Path(runtime)) and _socket_excess(Path(runtime)) <= 0:
         return Path(runtime)
-    import tempfile  # here, as it costs 0.5 MB (random, OpenSSL) that children need not pay for `remove_path`
+    import tempfile  # here, as its shutil and compressors cost 0.4 MB, which children need not pay for `remove_path`
 
     try:
         base = Path(tempfile.gettempdir())

@@ -93,7 +93,8 @@ class Hub:
     def receive(self) -> tuple[Peer, FromLoader | FromCompute] | None:
         """The next message and who sent it, or None at once where there is none.
 
-        Raises BadMessage, its text beginning with the peer's name, for anything else; the next call goes on after it.
+        Raises BadMessage, its text beginning with the peer's name (`peer` of the error; None where it is a stranger),
+        for anything else; the next call goes on after it.
         """
         try:
             routing_id, *frames = self._socket.recv_multipart()
@@ -105,7 +106,9 @@ class Hub:
                 raise BadMessage(f"expected 1 frame, got {len(frames)}")
             return peer, unpack(frames[0], FromLoader if peer.kind == "loader" else FromCompute)
         except BadMessage as wrong:
-            raise BadMessage(f"{peer}: {wrong}") from None
+            error = BadMessage(f"{peer}: {wrong}")
+            error.peer = peer
+            raise error from None
 
     def close(self) -> None:
         """Drop what is queued, close, and unlink the socket file. Never waits for a peer; may be called again."""

@@ -15,14 +15,13 @@ from random import Random
 from typing import Any
 
 from hermes_mp.core import leasing, lifecycle, loading, pipeload
-from hermes_mp.core.lifecycle import Crew, Happened, State
+from hermes_mp.core.lifecycle import Crew, Happened
 from hermes_mp.errors import BudgetTooSmall, LoadersLost, ReadFailed
 from hermes_mp.messages import (
     AskUnit,
     Epoch,
     LoaderNo,
     LoaderStarted,
-    LoadFailed,
     LoadUnit,
     OpenFile,
     PassForecast,
@@ -30,7 +29,6 @@ from hermes_mp.messages import (
     SlotNo,
     UnitDone,
     UnitFailed,
-    UnitLoaded,
     UnitNo,
     UnitReady,
 )
@@ -346,7 +344,8 @@ class Simulation:
         if chance < chaos.crash:
             self.die(loader)
         elif (chance := chance - chaos.crash) < chaos.hang:
-            loader.hung = True
+            loader.hung = True  # and its read is still under way
+            self.later(self.now + int(self.random() * 2 * LIMITS.hard_ns), self.range_lands, argument)
         elif (chance := chance - chaos.hang) < chaos.nap:
             self.later(self.now + LIMITS.soft_ns + int(self.random() * 300 * MS), self.range_lands, argument)
         elif chance - chaos.nap < chaos.read_error:

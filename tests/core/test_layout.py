@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermes_mp.core.header import TensorInfo, rows_of
@@ -127,11 +127,12 @@ def test_more_reads_than_a_message_holds() -> None:
         lay_out(scattered, [2**40])
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
-    rows=st.integers(0, 300_000),
+    rows=st.integers(0, 150_000),
     row_nbytes=st.integers(1, 20_000),
     slack=st.integers(0, 10**8),
-    multiple=st.sampled_from([1, 64, 128]),
+    multiple=st.sampled_from([32, 64, 128]),
 )
 def test_row_blocks_are_equal_fit_and_cover(rows: int, row_nbytes: int, slack: int, multiple: int) -> None:
     room = multiple * row_nbytes + 2 * ALIGN + slack

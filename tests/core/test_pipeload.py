@@ -337,9 +337,10 @@ def test_without_loaders_every_demand_is_refused_but_what_is_here_is_served() ->
     d.loaded(0, 1)
     d.ask(1)
     d.gone(0)
-    assert d.tell(NoLoadersLeft(43, "loader 0 was the last one")) == [Refuse(UnitNo(1), 43, "loader 0 was the last one")]
+    refusal = Refuse(UnitNo(1), 43, "loader 0 was the last one")
+    assert d.tell(NoLoadersLeft(43, "loader 0 was the last one")) == [refusal]
     assert d.ask(0) == [announce(3, 0, 0)]
-    assert d.ask(1) == [Refuse(UnitNo(1), 43, "loader 0 was the last one")]
+    assert d.ask(1) == [refusal]
     assert d.start(0, epoch=2) == [load(0, 4, 1, 1, epoch=2)]
 
 
@@ -404,6 +405,19 @@ def test_a_resident_makes_room_only_when_nothing_else_can() -> None:
     d.ask(7)  # compute holds both slots of the window in earnest: the resident needed last goes
     assert d.mind.loads_by_unit[7] == 1
     assert set(d.mind.slots.content) == {1, 2, 3, 4, 9}
+
+
+def test_a_resident_stays_while_a_load_in_flight_will_free_a_slot() -> None:
+    d = resident_mind()
+    [fifth] = d.done(2)
+    assert isinstance(fifth, Load)
+    assert fifth.unit == 5
+    d.ask(3)
+    assert d.start(1) == []
+    assert d.ask(7) == []
+    [seventh] = d.loaded(0, fifth.ticket)
+    assert isinstance(seventh, Load)
+    assert (seventh.unit, seventh.slot) == (7, fifth.slot)
 
 
 def test_a_guess_may_come_back_before_a_resident_must_go() -> None:

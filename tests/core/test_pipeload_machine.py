@@ -45,10 +45,13 @@ NUMBERS = st.integers(0, 3)
 
 
 class World(RuleBasedStateMachine):
-    """`flying`: loads under way; `content`: what each slot holds; `held`: leases of compute, as the world knows them."""
+    """`flying`: loads under way; `content`: what each slot holds; `held`: leases that compute has."""
 
     @initialize(
-        units=st.integers(1, 8), loaders=st.integers(1, 4), window=st.none() | st.integers(1, 4), slots=st.integers(0, 5)
+        units=st.integers(1, 8),
+        loaders=st.integers(1, 4),
+        window=st.none() | st.integers(1, 4),
+        slots=st.integers(0, 5),
     )
     def begin(self, units: int, loaders: int, window: int | None, slots: int) -> None:
         self.units = units
