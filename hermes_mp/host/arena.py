@@ -25,6 +25,7 @@ STEP_NBYTES = 32 << 20  # free memory is read again after so many bytes
 SPARE_NBYTES = 4 << 20  # left over by every step: the kernel charges memory in batches per CPU
 ALIGN_NBYTES = 2 << 20  # of the mapping: what a huge page needs with 4 KiB pages
 MAX_GRANULE = 4 << 20  # with 16 KiB pages a huge page is 32 MiB: rounding slots up to it costs more than it brings
+HUGE_PAGES_VARIABLE = "HERMES_HUGE_PAGES"  # "off": small pages, for comparison
 MAP_SHARED, MAP_FIXED, MAP_NORESERVE = 0x01, 0x10, 0x4000
 MADV_HUGEPAGE, MADV_POPULATE_WRITE, MADV_COLLAPSE = 14, 23, 25
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 0x01, 0x02
@@ -81,7 +82,8 @@ class Arena:
     @classmethod
     def create(cls, nbytes: int, huge: Literal["auto", "off"] = "auto") -> Arena:
         """An arena of at least `nbytes` bytes, none of them allocated yet."""
-        granule = _granule() if huge == "auto" else mmap.PAGESIZE
+        wanted = huge == "auto" and os.environ.get(HUGE_PAGES_VARIABLE) != "off"
+        granule = _granule() if wanted else mmap.PAGESIZE
         return cls(sealed_memfd("hermes-arena", -(-nbytes // granule) * granule), granule)
 
     @classmethod
