@@ -14,12 +14,12 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from hermes_mp.agents.daemon import COMPUTE, arena_nbytes
+from hermes_mp.agents.daemon import COMPUTE
+from hermes_mp.agents.quarters import make_arena
 from hermes_mp.agents.supplying import LinkedSupply
 from hermes_mp.config import RunConfig, parse_size
 from hermes_mp.errors import BadOption, DaemonLost, revived
 from hermes_mp.host import memory as host_memory
-from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
 from hermes_mp.host.children import Child, DeathPipe, spawn
 from hermes_mp.host.hub import resolve
@@ -40,6 +40,7 @@ def load(
     batch: int = 1,
     dtype: str = "auto",
     count_caller: bool = True,
+    _slots: int | None = None,
 ) -> Any:
     """A model for inference on streamed weights: an instance of its transformers class, also a context manager.
 
@@ -60,7 +61,7 @@ def load(
         model=os.fspath(model), loaders=loaders, memory=nbytes, context=context, batch=batch, dtype=dtype
     )
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
-    behind = _Behind(config, checkpoint)
+    behind = _Behind(config, checkpoint, _slots)
     try:
         made = _build(config, checkpoint, behind, count_caller)
     except BaseException:
@@ -95,11 +96,11 @@ def _build(config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_cal
 class _Behind:
     """The daemon and what connects us with it. Knows nothing of the model, so that the model can be dropped."""
 
-    def __init__(self, config: RunConfig, checkpoint: Checkpoint) -> None:
+    def __init__(self, config: RunConfig, checkpoint: Checkpoint, slots: int | None) -> None:
         self._pid = os.getpid()
         self._closed = False
         self._death = DeathPipe()
-        self._arena = Arena.create(arena_nbytes(checkpoint, config.memory, config.loaders))
+        self._arena = make_arena(config.memory)
         read_fd, ready_fd = os.pipe()
         settings = {
             "directory": str(checkpoint.directory),
@@ -109,6 +110,7 @@ class _Behind:
             "batch": config.batch,
             "dtype": config.dtype,
             "threads": None,
+            "slots": slots,
             "caller_death_fd": self._death.read_fd,
             "arena_fd": self._arena.fd,
             "granule": self._arena.granule,

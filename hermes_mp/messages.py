@@ -10,13 +10,12 @@ so one mind decides who owns a slot (the hop costs 40 us, a unit takes tens of m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
 
-Ticket = NewType("Ticket", int)
-UnitNo = NewType("UnitNo", int)
-SlotNo = NewType("SlotNo", int)
-LoaderNo = NewType("LoaderNo", int)
-Epoch = NewType("Epoch", int)
+from hermes_mp.ids import Epoch as Epoch
+from hermes_mp.ids import LoaderNo as LoaderNo
+from hermes_mp.ids import SlotNo as SlotNo
+from hermes_mp.ids import Ticket as Ticket
+from hermes_mp.ids import UnitNo as UnitNo
 
 MAX_FRAME_NBYTES = 64 * 1024
 MAX_TEXT_CHARS = 12_000  # of one message: at most 48,000 bytes of UTF-8; longer texts travel in parts

@@ -1,4 +1,7 @@
-"""The loaders as processes: spawned, watched by pidfd, killed, reaped, and started again as `core.lifecycle` says."""
+"""The loaders as processes: spawned, watched by pidfd, killed, reaped, and started again as `core.lifecycle` says.
+
+It is the first thing a run makes, so that the loaders start up while the daemon still imports: nothing slow here.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +9,48 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hermes_mp.agents.loader import LoaderArguments
+from hermes_mp.agents.loader_arguments import LoaderArguments
 from hermes_mp.core import lifecycle
 from hermes_mp.core.lifecycle import AllLost, Crew, Happened, Spawn
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.children import LOADER_OOM_SCORE, Child, DeathPipe, spawn
 from hermes_mp.host.progress import ProgressBoard
-from hermes_mp.host.wire import Peer, Poller
-from hermes_mp.messages import Epoch, LoaderNo
+
+if TYPE_CHECKING:
+    from hermes_mp.host.wire import Poller
+    from hermes_mp.ids import Epoch, LoaderNo
 
 CHUNK_NBYTES = 8 << 20
 
 
 class LoaderCrew:
-    """Every living loader process. `on_gone` hears of each that the kernel has ended, `on_lost` of the last."""
+    """Every living loader process, watched by a poller once it is `attach`ed to a daemon."""
 
-    def __init__(
-        self,
-        count: int,
-        endpoint: str,
-        run_dir: Path,
-        arena: Arena,
-        poller: Poller,
-        death: DeathPipe,
-        on_gone: Callable[[LoaderNo, Epoch], None],
-        on_lost: Callable[[str], None],
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, count: int, endpoint: str, run_dir: Path, arena: Arena, death: DeathPipe) -> None:
         self._crew = Crew(count)
-        self._endpoint, self._run_dir, self._arena = endpoint, run_dir, arena
-        self._poller, self._death = poller, death
-        self._on_gone, self._on_lost, self._say = on_gone, on_lost, say
+        self._endpoint, self._run_dir, self._arena, self._death = endpoint, run_dir, arena, death
+        self._poller: Poller | None = None
+        self._on_gone: Callable[[LoaderNo, Epoch], None] = lambda loader, epoch: None
+        self._on_lost: Callable[[str], None] = lambda why: None
+        self._say: Callable[[str], None] = lambda text: None
         self.progress = ProgressBoard.create()
         self._children: dict[tuple[LoaderNo, Epoch], Child] = {}
         self._by_fd: dict[int, tuple[LoaderNo, Epoch]] = {}
         self._stopping = False
+
+    def attach(
+        self,
+        poller: Poller,
+        on_gone: Callable[[LoaderNo, Epoch], None],
+        on_lost: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """`on_gone` hears of each loader that the kernel has ended, `on_lost` when the last is not replaced."""
+        self._poller, self._on_gone, self._on_lost, self._say = poller, on_gone, on_lost, say
+        for fd in self._by_fd:
+            poller.watch(fd)
 
     def start(self) -> None:
         self._perform(self._crew.start())
@@ -50,8 +59,8 @@ class LoaderCrew:
         """Process ids by the name a report shows."""
         return {f"loader {number}": child.pid for (number, _), child in self._children.items()}
 
-    def peers(self) -> list[Peer]:
-        return [Peer("loader", number, epoch) for number, epoch in self._children]
+    def members(self) -> list[tuple[LoaderNo, Epoch]]:
+        return list(self._children)
 
     def happened(self, loader: LoaderNo, epoch: Epoch, what: Happened) -> None:
         """Something a loader said."""
@@ -92,10 +101,12 @@ class LoaderCrew:
     def _reap(self, key: tuple[LoaderNo, Epoch], timeout_s: float) -> None:
         child = self._children[key]
         pidfd = child.pidfd
-        self._poller.forget(pidfd)
+        if self._poller is not None:
+            self._poller.forget(pidfd)
         cause = child.reap(timeout_s)
         if cause is None:
-            self._poller.watch(pidfd)
+            if self._poller is not None:
+                self._poller.watch(pidfd)
             return
         del self._children[key], self._by_fd[pidfd]
         number, epoch = key
@@ -135,4 +146,5 @@ class LoaderCrew:
         )
         self._children[loader, epoch] = child
         self._by_fd[child.pidfd] = (loader, epoch)
-        self._poller.watch(child.pidfd)
+        if self._poller is not None:
+            self._poller.watch(child.pidfd)

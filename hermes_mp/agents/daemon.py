@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from hermes_mp.agents.crew import LoaderCrew
+from hermes_mp.agents.quarters import LEAVE_S, Quarters
 from hermes_mp.core import pipeload
 from hermes_mp.core.budget import Needs, share_out
 from hermes_mp.core.lifecycle import Happened
@@ -34,10 +34,8 @@ from hermes_mp.core.pipeload import (
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, PeerError, revived
 from hermes_mp.host import memory, unitcache
-from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import Checkpoint
-from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, DeathPipe, spawn
-from hermes_mp.host.rundir import RunDirectory
+from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, spawn
 from hermes_mp.host.wire import Hub, Peer, Poller
 from hermes_mp.messages import (
     MAX_TEXT_CHARS,
@@ -72,7 +70,6 @@ from hermes_mp.messages import (
 )
 
 TURN_S = 0.1  # the longest sleep of the loop: memory is sampled and the person kept informed this often
-LEAVE_S = 0.5  # how long children may take to leave when asked; they have nothing to lose
 COMPUTE = Peer("compute", 0, 1)
 
 
@@ -90,6 +87,7 @@ class DaemonSettings:
     options: dict[str, Any] = field(default_factory=dict)
     caller_death_fd: int = -1
     sample_exactly: bool = False
+    slots: int | None = None  # so many, whatever the budget says; for tests
 
     @property
     def has_caller(self) -> bool:
@@ -128,8 +126,9 @@ class Front(Protocol):
 class Daemon:
     """Use as a context: whatever happens inside, no process, socket file or memory is left."""
 
-    def __init__(self, settings: DaemonSettings, arena: Arena, front: Front) -> None:
-        self.settings, self.arena, self.front = settings, arena, front
+    def __init__(self, settings: DaemonSettings, quarters: Quarters, front: Front) -> None:
+        self.settings, self.front = settings, front
+        self.arena, self.crew = quarters.arena, quarters.crew
         self.over: HermesError | bool | None = False  # True or an error once the run is to end
         self.slots: dict[SlotNo, int] = {}  # allocated ones, and where they begin
         self.slot_nbytes = 0
@@ -149,19 +148,15 @@ class Daemon:
         self._outbox: deque[object] = deque()  # for compute, while it is not connected or its queue is full
         self._next_sample = 0.0
 
-        self._run_dir = RunDirectory.create()
-        self.hub = Hub(self._run_dir.path)
-        self._death = DeathPipe()
+        self._quarters = quarters
+        self.hub = Hub(quarters.run_dir.path)
         self._poller = Poller()
         self._poller.watch(self.hub)
         for fd in front.fds:
             self._poller.watch(fd)
         if settings.has_caller:
             self._poller.watch(settings.caller_death_fd)
-        self.crew = LoaderCrew(
-            settings.loaders, self.hub.endpoint, self._run_dir.path, arena, self._poller, self._death,
-            self._loader_gone, self._loaders_lost, front.say,
-        )  # fmt: skip
+        self.crew.attach(self._poller, self._loader_gone, self._loaders_lost, front.say)
 
     def __enter__(self) -> Daemon:
         return self
@@ -172,16 +167,15 @@ class Daemon:
     # --- the life of a run
 
     def start(self) -> None:
-        """Spawn everybody; where the units are known from an earlier run, the loaders begin to read at once."""
-        self.crew.start()
-        if not self.settings.has_caller:
-            self._spawn_compute()
+        """Where the units are known from an earlier run, let the loaders read at once; then spawn compute."""
         known = unitcache.recall(self._cache)
         if known is not None and self._is_of_this_checkpoint(known.units):
             try:
                 self._adopt(known.units, self._needs(known.base_nbytes, known.reserve_nbytes))
             except HermesError:
                 self.mind = None  # compute's own figures will tell; a guess refuses nobody
+        if not self.settings.has_caller:
+            self._spawn_compute()
 
     def run(self) -> None:
         """Work until the front or compute ends the run; raises the error that ended it."""
@@ -221,18 +215,15 @@ class Daemon:
         """End all children, remove the run directory, free the arena."""
         if self._compute is not None:
             self._to_compute(StopCompute())
-        for peer in self.crew.peers():
-            self.hub.send(peer, StopLoader())
-        self.crew.stop(LEAVE_S)
+        for number, epoch in self.crew.members():
+            self.hub.send(Peer("loader", number, epoch), StopLoader())
         if self._compute is not None:
             if self._compute.reap(LEAVE_S if self.over is True else 0.0) is None:
                 self._compute.kill()
                 self._compute.reap(30.0)
             self._compute = None
+        self._quarters.close()
         self.hub.close()
-        self._death.close()
-        self._run_dir.remove()
-        self.arena.close()
 
     # --- the loop
 
@@ -248,9 +239,8 @@ class Daemon:
         if self.mind is not None:
             wake = self.mind.wake_ns()
             if wake is not None and wake <= time.monotonic_ns():
-                for peer in self.crew.peers():
-                    number = LoaderNo(peer.number)
-                    self._feed(ProgressSeen(number, Epoch(peer.epoch), self.crew.progress.read(number)))
+                for number, epoch in self.crew.members():
+                    self._feed(ProgressSeen(number, epoch, self.crew.progress.read(number)))
                 self._feed(Tick())
         now = time.monotonic()
         if now >= self._next_sample:
@@ -362,7 +352,7 @@ class Daemon:
             "endpoint": self.hub.endpoint,
             "epoch": COMPUTE.epoch,
             "parent_pid": os.getpid(),
-            "death_fd": self._death.read_fd,
+            "death_fd": self._quarters.death.read_fd,
             "arena_fd": self.arena.fd,
             "dtype": self.settings.dtype,
             "context": self.settings.context,
@@ -371,7 +361,7 @@ class Daemon:
             "limited": self.settings.memory is not None,
             "options": self.settings.options,
         }
-        fds = (self._death.read_fd, self.arena.fd)
+        fds = (self._quarters.death.read_fd, self.arena.fd)
         self._compute = spawn(
             "hermes_mp.agents.compute", "hermes: compute", [json.dumps(settings)], fds, COMPUTE_OOM_SCORE
         )
@@ -425,7 +415,8 @@ class Daemon:
         granule = self.arena.granule if slot_nbytes >= 4 * self.arena.granule else mmap.PAGESIZE
         slot_nbytes = -(-slot_nbytes // granule) * granule
         share = share_out(self.settings.memory, needs, len(units.units), slot_nbytes, self.settings.loaders)
-        count = min(share.slots, self.arena.nbytes // slot_nbytes) if slot_nbytes else 0
+        wanted = share.slots if self.settings.slots is None else min(self.settings.slots, len(units.units))
+        count = min(wanted, self.arena.nbytes // slot_nbytes) if slot_nbytes else 0
         if self.mind is None:
             self.units, self.slot_nbytes = units, slot_nbytes
             if units.units:
@@ -444,8 +435,8 @@ class Daemon:
         """The remembered units were wrong. A loader that is still reading them must be gone before slots are reused."""
         self.front.say("the remembered units of this model were out of date; its weights are read anew")
         self.mind = None
-        for peer in self.crew.peers():
-            self.crew.kill(LoaderNo(peer.number), Epoch(peer.epoch))
+        for number, epoch in self.crew.members():
+            self.crew.kill(number, epoch)
         self.crew.settle(30.0)
         for slot in list(self.slots):
             self._remove_slot(slot)
@@ -516,9 +507,3 @@ class Daemon:
             share = self._file_shares.get(pid, 1.0)
             found[name] = quick.private_nbytes + int(share * quick.file_nbytes) + quick.tables_nbytes
         self.front.sampled(found, self.arena.allocated_nbytes(), exactly)
-
-
-def arena_nbytes(checkpoint: Checkpoint, memory_nbytes: int | None, loaders: int) -> int:
-    """The most the arena may ever use: sparse, so a generous bound costs nothing."""
-    weights = sum(file.nbytes for file in checkpoint.files) + (1 << 20)
-    return max(mmap.PAGESIZE, min(memory_nbytes or weights * (loaders + 1), weights * (loaders + 1)))

@@ -17,6 +17,7 @@ from typing import Any
 from setproctitle import setproctitle
 
 from hermes_mp.agents.daemon import Daemon, DaemonSettings
+from hermes_mp.agents.quarters import Quarters
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import HermesError, InvariantBroken
 from hermes_mp.host.arena import Arena
@@ -56,9 +57,10 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ready = os.fdopen(settings.pop("ready_fd"), "w", encoding="utf-8")
     try:
-        checkpoint = find_checkpoint(Path(settings.pop("directory")))
         arena = Arena(settings.pop("arena_fd"), settings.pop("granule"))
-        with Daemon(DaemonSettings(checkpoint=checkpoint, **settings), arena, _Silent()) as daemon:
+        quarters = Quarters(settings["loaders"], settings["memory"], arena)
+        checkpoint = find_checkpoint(Path(settings.pop("directory")))
+        with Daemon(DaemonSettings(checkpoint=checkpoint, **settings), quarters, _Silent()) as daemon:
             signal.signal(signal.SIGTERM, lambda number, frame: daemon.end())
             ready.write(json.dumps({"endpoint": daemon.hub.endpoint}))
             ready.close()

@@ -11,9 +11,9 @@ import contextlib
 import os
 import time
 from collections import deque
-from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from hermes_mp.agents.loader_arguments import LoaderArguments
 from hermes_mp.core import loading
 from hermes_mp.core.layout import ALIGN
 from hermes_mp.core.loading import Loading, OpenFailed, RangeFailed, RangeRead, ReadRange
@@ -25,36 +25,6 @@ from hermes_mp.host.reading import FileReader
 from hermes_mp.host.rundir import remove_path
 from hermes_mp.host.wire import Link, Peer
 from hermes_mp.messages import Epoch, LoaderFailed, LoaderNo, LoaderStarted, ToLoader, clip
-
-
-@dataclass(frozen=True)
-class LoaderArguments:
-    """What a daemon tells a loader on its command line; the descriptors are inherited ones."""
-
-    loader: int
-    epoch: int
-    endpoint: str
-    run_dir: str
-    parent_pid: int
-    death_fd: int
-    arena_fd: int
-    progress_fd: int
-    chunk_nbytes: int
-
-    def to_words(self) -> list[str]:
-        """The command line."""
-        return [str(value) for value in astuple(self)]
-
-    @staticmethod
-    def from_words(words: list[str]) -> LoaderArguments:
-        """The same again."""
-        loader, epoch, endpoint, run_dir, *rest = words
-        return LoaderArguments(int(loader), int(epoch), endpoint, run_dir, *map(int, rest))
-
-    @property
-    def pass_fds(self) -> tuple[int, ...]:
-        """The descriptors to inherit."""
-        return self.death_fd, self.arena_fd, self.progress_fd
 
 
 class Loader:

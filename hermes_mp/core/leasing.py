@@ -98,10 +98,13 @@ class Leasing:
             return []
         wanted = message.unit == self._waiting or message.unit == self._guess
         if not wanted or lease is not None or message.ticket <= self._last_ticket:
-            # Not wanted any more, or old news: leases come in the order of their tickets. Returning a lease that was
-            # returned before is harmless, keeping one the daemon counts as lent would cost a slot for good.
+            # Not wanted any more, or old: leases come in the order of their tickets. Returning a lease that was returned
+            # before is harmless, while keeping one that the daemon counts as lent would cost a slot for good.
             self._last_ticket = max(self._last_ticket, message.ticket)
-            return [self._return(_Lease(message), now_ns)]
+            actions: list[Action] = [self._return(_Lease(message), now_ns)]
+            if message.unit == self._waiting:
+                actions.append(Send(AskUnit(message.unit, waiting=True)))  # should it have been the answer after all
+            return actions
         self._last_ticket = message.ticket
         lease = self._leases[message.unit] = _Lease(message)
         if message.unit == self._waiting:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from hermes_mp.errors import InvariantBroken
-from hermes_mp.messages import Epoch, LoaderNo
+from hermes_mp.ids import Epoch, LoaderNo
 
 
 class State(Enum):

@@ -76,6 +76,11 @@ def mapping_nbytes(field: str, start: int) -> int:
     return 0
 
 
+def total_nbytes() -> int:
+    """The machine's memory."""
+    return _fields("/proc/meminfo")["MemTotal"]
+
+
 def available_nbytes() -> int:
     """What may still be taken without swapping or an OOM kill: of the machine, and of every cgroup above us."""
     free = _fields("/proc/meminfo")

@@ -9,7 +9,7 @@ import mmap
 import os
 
 from hermes_mp.host.arena import sealed_memfd, sealed_nbytes
-from hermes_mp.messages import LoaderNo
+from hermes_mp.ids import LoaderNo
 
 LOADERS = 64
 LINE_NBYTES = 64

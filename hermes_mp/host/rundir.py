@@ -17,7 +17,7 @@ from hermes_mp.errors import BadOption, InvariantBroken
 PREFIX = "hermes-mp-"
 LOCK_NAME = "lock"
 MAX_SOCKET_PATH_NBYTES = 107  # sun_path holds 108 with the closing zero; unix(7)
-LONGEST_NAME = "hub"
+SOCKET_NAME = "hub"
 ATTEMPTS = 100
 
 
@@ -27,6 +27,11 @@ class RunDirectory:
     def __init__(self, path: Path, lock_fd: int) -> None:
         self.path = path
         self._lock_fd: int | None = lock_fd
+
+    @property
+    def endpoint(self) -> str:
+        """Where the hub in it listens, or will."""
+        return f"ipc://{self.path / SOCKET_NAME}"
 
     @staticmethod
     def create() -> RunDirectory:
@@ -100,7 +105,7 @@ def _is_private(directory: Path) -> bool:
 
 
 def _socket_excess(base: Path) -> int:
-    return len(os.fsencode(base / f"{PREFIX}{'0' * 8}" / LONGEST_NAME)) - MAX_SOCKET_PATH_NBYTES
+    return len(os.fsencode(base / f"{PREFIX}{'0' * 8}" / SOCKET_NAME)) - MAX_SOCKET_PATH_NBYTES
 
 
 def _make_locked(path: Path) -> int | None:

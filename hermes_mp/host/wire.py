@@ -20,14 +20,15 @@ import zmq
 
 from hermes_mp.errors import BadMessage, DaemonLost, InvariantBroken
 from hermes_mp.host.codec import pack, unpack
+from hermes_mp.host.rundir import SOCKET_NAME
 from hermes_mp.messages import MAX_FRAME_NBYTES, FromCompute, FromLoader
 
 # Messages per queue and direction. A loader is sent at most one OpenFile per shard before it reads (the hub's largest
 # checkpoints have some 190), a compute one UnitReady per slot; each is in two queues. All 256 of 64 KiB is 16 MiB.
 QUEUE_LENGTH = 256
+RECONNECT_MS = 5  # a loader may be up before the hub listens; ZeroMQ would try again after 100 ms
 CONNECT_DEADLINE_S = 10.0  # 64 loaders that start at once on four slow cores take seconds
 SEND_DEADLINE_S = 5.0  # a busy daemon frees half a queue in well under a second
-SOCKET_NAME = "hub"
 
 M = TypeVar("M")
 
@@ -140,6 +141,7 @@ class Link(Generic[M]):
         self._socket = _limited_socket(zmq.DEALER)
         self._close = weakref.finalize(self, _close, self._socket)
         self._socket.set(zmq.ROUTING_ID, peer.routing_id)
+        self._socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._socket.set(zmq.IMMEDIATE, 1)  # without a connection nothing is queued, so waiting to send means waiting
         try:
             self._socket.connect(endpoint)

@@ -109,10 +109,20 @@ def test_old_news_never_binds_a_slot_again() -> None:
     hold(mind, 0, 1)
     mind.done(UnitNo(0), 90)
     want(mind, 0, 100)
-    assert mind.handle(ready(1, 0), 110) == [unused(1, 110)]
+    assert mind.handle(ready(1, 0), 110) == [unused(1, 110), ask(0)]
     assert mind.held(UnitNo(0)) is None
     mind.handle(ready(4, 0), 120)
     assert mind.held(UnitNo(0)) == ready(4, 0)
+
+
+def test_an_answer_that_was_overtaken_is_asked_for_again() -> None:
+    """Simulator seed 506689: ticket 27 came before 26, which was what compute waited for."""
+    mind = Leasing(9)
+    want(mind, 3, 0)
+    assert mind.handle(ready(27, 0), 5) == [unused(27, 5)]
+    assert mind.handle(ready(26, 3), 6) == [unused(26, 6), ask(3)]
+    assert mind.handle(ready(28, 3), 7) == []
+    assert mind.held(UnitNo(3)) == ready(28, 3)
 
 
 def test_a_second_lease_of_a_held_unit_is_returned_and_the_first_kept() -> None:

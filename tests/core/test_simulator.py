@@ -12,6 +12,11 @@ def test_every_seed_finishes_with_the_right_weights(thousand: int) -> None:
         run_seed(seed)
 
 
+@pytest.mark.parametrize("seed", [8900, 105178, 506689])
+def test_seeds_that_once_found_something(seed: int) -> None:
+    run_seed(seed)
+
+
 def test_the_seeds_meet_what_they_are_for() -> None:
     """Otherwise the test above could pass because nothing ever happens."""
     crashes = refusals = doubles = removals = calm = 0

@@ -1,0 +1,37 @@
+"""What a run lives in: its directory, arena and death pipe, and its loaders.
+
+Made before anything that is slow to import, so that the loaders start up while the daemon still does: from the command
+to their first byte may take 0.3 s.
+"""
+
+from __future__ import annotations
+
+from hermes_mp.agents.crew import LoaderCrew
+from hermes_mp.host import memory
+from hermes_mp.host.arena import Arena
+from hermes_mp.host.children import DeathPipe
+from hermes_mp.host.rundir import RunDirectory
+
+LEAVE_S = 0.5  # how long loaders may take to leave when asked; they have nothing to lose
+
+
+class Quarters:
+    """`close` ends the loaders and leaves nothing behind; harmless when repeated."""
+
+    def __init__(self, loaders: int, memory_nbytes: int | None, arena: Arena | None = None) -> None:
+        self.run_dir = RunDirectory.create()
+        self.arena = arena or make_arena(memory_nbytes)
+        self.death = DeathPipe()
+        self.crew = LoaderCrew(loaders, self.run_dir.endpoint, self.run_dir.path, self.arena, self.death)
+        self.crew.start()
+
+    def close(self) -> None:
+        self.crew.stop(LEAVE_S)
+        self.death.close()
+        self.run_dir.remove()
+        self.arena.close()
+
+
+def make_arena(memory_nbytes: int | None) -> Arena:
+    """An arena as long as it may ever grow: the budget, or all memory there is. Sparse, so that costs nothing."""
+    return Arena.create(memory_nbytes or memory.total_nbytes())

@@ -1,0 +1,90 @@
+"""A launch from its options to its exit code: finds the model, joins daemon, front, ledger and trace, and runs them.
+
+What is slow to import comes in here, while the loaders already start. Never imports torch: the daemon stays small.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hermes_mp.agents.daemon import Daemon, DaemonSettings
+from hermes_mp.agents.quarters import Quarters
+from hermes_mp.cli import embedded
+from hermes_mp.cli.console import Console
+from hermes_mp.cli.front import LaunchFront
+from hermes_mp.cli.lines import LineSource
+from hermes_mp.config import LaunchConfig
+from hermes_mp.core.ledger import Ledger
+from hermes_mp.host import hub
+from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.host.trace import TraceWriter
+
+if TYPE_CHECKING:
+    from hermes_mp.cli.launch import Signals
+
+def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: int, signals: Signals) -> int:
+    """The exit code of a run that ended as it should, or by a signal; raises a HermesError otherwise."""
+    console.phase("looking for the model")
+    directory = (
+        embedded.embedded_model() if config.model is None else hub.resolve(config.model, console.note)
+    ).resolve()
+    console.model(config.model or "all-MiniLM-L6-v2")
+    checkpoint = find_checkpoint(directory)
+    trace = TraceWriter(config.trace, started_ns) if config.trace else None
+    ledger = Ledger(config.loaders, config.memory, started_ns)
+    requests, lines, line_request = _requests(config)
+    front = LaunchFront(console, ledger, trace, requests, lines, line_request, signals.wakeup_fd)
+    settings = DaemonSettings(
+        checkpoint, config.loaders, config.memory, config.context, config.batch, config.dtype, config.threads,
+        options=_task_options(config), sample_exactly=config.sample_memory,
+    )  # fmt: skip
+    if trace is not None:
+        trace.instant("daemon", "command started", started_ns)
+    try:
+        with Daemon(settings, quarters, front) as daemon:
+            front.daemon = daemon
+            signals.then = daemon.end
+            console.phase("starting")
+            daemon.start()
+            daemon.run()
+            daemon.sample(exactly=True)
+            ledger.pages = quarters.arena.pages
+    finally:
+        if trace is not None:
+            trace.close()
+    if trace is not None and trace.failure:
+        console.note(trace.failure)
+    console.report(ledger.report())
+    return front.exit_code
+
+
+def _requests(config: LaunchConfig) -> tuple[list[dict[str, Any]], LineSource | None, dict[str, Any]]:
+    """Requests of the command line; where lines come from if there are none; what every line's request holds."""
+    given: list[dict[str, Any]] = [{"prompt": text} for text in config.prompt]
+    given += [{"image": str(Path(path).resolve())} for path in config.image]
+    if config.token_ids is not None:
+        given.append({"token_ids": list(config.token_ids)})
+    if config.model is not None or given:
+        given += [{"text": text} for text in config.text]
+        return given, None if given else LineSource(sys.stdin.fileno()), {}
+    # The packaged model ranks sentences: against the user's text, a line of a pipe, or one of ours.
+    ranking = {"sentences": embedded.embedded_requests(())[0]["sentences"]}
+    if config.text:
+        return [{"text": text} | ranking for text in config.text], None, ranking
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
+        return [], LineSource(sys.stdin.fileno()), ranking
+    lines = LineSource(sys.stdin.fileno()) if sys.stdin.isatty() else None
+    return [dict(request) for request in embedded.embedded_requests(())], lines, ranking
+
+
+def _task_options(config: LaunchConfig) -> dict[str, Any]:
+    """What the task in the compute process needs of the options, as JSON holds it."""
+    return {
+        name: value for name, value in asdict(config).items() if name not in ("prompt", "text", "image", "token_ids")
+    }
