@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_DOCSTRING_LINES = 8
 LONG_DOCSTRINGS = {"messages.py", "errors.py"}  # the protocol, the tree of errors
 
-# What the files of a part may import of the package. The parts are its folders; `base` is messages, config, errors;
+# What the files of a part may import of the package. The parts are its folders; `base` is ids, messages, config, errors;
 # `top` is __init__.py and api.py, what the user's program imports.
 MAY_IMPORT = {
     "base": {"base"},
@@ -60,7 +60,7 @@ HEAVY = {
 def part_of(module: str) -> str:
     """'hermes_mp.core.slots' -> 'core'."""
     name = module.split(".")[1] if "." in module else "__init__"
-    if name in ("messages", "config", "errors"):
+    if name in ("ids", "messages", "config", "errors"):
         return "base"
     return name if name in MAY_IMPORT else "top"
 
