@@ -30,7 +30,7 @@ FOLDERS = {
 def summary(path: Path) -> str:
     """The first sentence of a module's docstring, on one line."""
     text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
-    return re.split(r"(?<=[^.])[.:](?: |$)", text, maxsplit=1)[0]
+    return re.split(r"(?<=[^.])[.;](?: |$)", text, maxsplit=1)[0]
 
 
 def tree() -> str:

@@ -249,10 +249,10 @@ class Daemon:
         self.front.tick()
 
     def _readable(self, fd: int) -> None:
+        self._drain()  # last words come before the kernel's notice
         if fd == self.settings.caller_death_fd:
             self.end()
         elif self._compute is not None and fd == self._compute.pidfd:
-            self._drain()  # its last words may tell more than its exit code
             self._poller.forget(fd)
             cause = self._compute.reap(0.0)
             self.end(ComputeLost(f"compute ended ({cause})", "see above; with too little memory lower --context"))

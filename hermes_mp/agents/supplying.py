@@ -90,11 +90,17 @@ class LinkedSupply:
         number = UnitNo(unit)
         if self._lost is not None:
             raise self._lost
+        while self._receive(0.0):
+            pass  # a guess that is already here costs no message
         self._act(self._leasing.want(number, time.monotonic_ns()))
         ready = self._leasing.held(number)
-        while ready is None:
-            self._receive()
-            ready = self._leasing.held(number)
+        try:
+            while ready is None:
+                self._receive()
+                ready = self._leasing.held(number)
+        except BaseException:
+            self._leasing.abandon()
+            raise
         self._act(self._leasing.begin(number, time.monotonic_ns()))
         return ready.base
 
@@ -147,14 +153,15 @@ class LinkedSupply:
                 raise revived(action.exit_code, action.text)
             self._send(action.message)
 
-    def _receive(self) -> None:
+    def _receive(self, timeout_s: float = TURN_S) -> bool:
+        """Handle the next message; False where none came in time."""
         try:
-            message = self._link.receive(TURN_S)
+            message = self._link.receive(timeout_s)
         except DaemonLost as error:
             self._lost = error
             raise
         if message is None:
-            return
+            return False
         if isinstance(message, UnitReady):
             self._act(self._leasing.handle(message, time.monotonic_ns()))
         elif isinstance(message, UnitFailed):
@@ -165,3 +172,4 @@ class LinkedSupply:
             self.divided = message
         else:
             self.inbox.append(message)
+        return True

@@ -98,7 +98,7 @@ class Leasing:
             return []
         wanted = message.unit == self._waiting or message.unit == self._guess
         if not wanted or lease is not None or message.ticket <= self._last_ticket:
-            # Not wanted any more, or old: leases come in the order of their tickets. Returning a lease that was returned
+            # Not wanted any more, or old: leases come in the order of their tickets. Returning one that was returned
             # before is harmless, while keeping one that the daemon counts as lent would cost a slot for good.
             self._last_ticket = max(self._last_ticket, message.ticket)
             actions: list[Action] = [self._return(_Lease(message), now_ns)]

@@ -31,7 +31,7 @@ _METHODS = {
     torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.nelement, torch.Tensor.element_size,
     torch.Tensor.stride, torch.Tensor.is_floating_point, torch.Tensor.is_complex, torch.Tensor.ndimension,
     torch.Tensor.is_contiguous, torch.Tensor.__len__, torch.is_floating_point, torch.is_complex, torch.numel,
-    torch.Tensor.get_device, torch.Tensor.type, torch.Tensor.__hash__,
+    torch.Tensor.get_device, torch.Tensor.__hash__,
 }  # fmt: skip
 
 
@@ -60,7 +60,8 @@ class Placeholder(torch.Tensor):
         if func is F.linear and _streamed(args, kwargs):
             return _linear(*args, **kwargs)
         is_getter = getattr(func, "__name__", "") == "__get__" and func not in _GIVES_VALUES
-        if is_getter or func in _METHODS:
+        is_asked_type = func is torch.Tensor.type and len(args) == 1 and not kwargs  # with an argument it casts
+        if is_getter or is_asked_type or func in _METHODS:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func is torch.Tensor.requires_grad_ and args[1:] in ((False,),):

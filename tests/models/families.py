@@ -99,24 +99,36 @@ FAMILIES = [
     Family("vit", _config("ViTForImageClassification", "ViTConfig", **VIT), pixels=True),
     Family("vit-base", _config("ViTModel", "ViTConfig", **VIT), pixels=True),
     Family(
-        "vit-of-classifier", _config("ViTModel", "ViTConfig", **VIT), pixels=True,
-        saved_by="ViTForImageClassification", plain=NO_POOLER,
-    ),  # fmt: skip
+        "vit-of-classifier",
+        _config("ViTModel", "ViTConfig", **VIT),
+        pixels=True,
+        saved_by="ViTForImageClassification",
+        plain=NO_POOLER,
+    ),
     Family("deit", _config("DeiTForImageClassification", "DeiTConfig", **VIT), pixels=True),
     Family("deit-teacher", _config("DeiTForImageClassificationWithTeacher", "DeiTConfig", **VIT), pixels=True),
     Family("roberta", _config("RobertaForMaskedLM", "RobertaConfig", **BERT)),
     Family(
         "distilbert",
-        _config("DistilBertForMaskedLM", "DistilBertConfig", dim=48, n_layers=LAYERS, n_heads=4, hidden_dim=96,
-                vocab_size=331, max_position_embeddings=80),
-    ),  # fmt: skip
+        _config(
+            "DistilBertForMaskedLM",
+            "DistilBertConfig",
+            dim=48,
+            n_layers=LAYERS,
+            n_heads=4,
+            hidden_dim=96,
+            vocab_size=331,
+            max_position_embeddings=80,
+        ),
+    ),
     Family("gpt2", _config("GPT2LMHeadModel", "GPT2Config", **GPT2 | WIDE), generates=True),
     Family("gpt2-of-base", _config("GPT2LMHeadModel", "GPT2Config", **GPT2), generates=True, saved_by="GPT2Model"),
     Family("gpt2-base", _config("GPT2Model", "GPT2Config", **GPT2), saved_by="GPT2LMHeadModel"),
     Family(
-        "gptj", _config("GPTJForCausalLM", "GPTJConfig", rotary_dim=8, tie_word_embeddings=False, **GPT2),
+        "gptj",
+        _config("GPTJForCausalLM", "GPTJConfig", rotary_dim=8, tie_word_embeddings=False, **GPT2),
         generates=True,
-    ),  # fmt: skip
+    ),
     Family("llama-tied", _config("LlamaForCausalLM", "LlamaConfig", **LLAMA_TIED), generates=True),
     Family("llama-untied", _config("LlamaForCausalLM", "LlamaConfig", **LLAMA_UNTIED), generates=True),
     Family("llama-of-base", _config("LlamaForCausalLM", "LlamaConfig", **LLAMA_TIED), True, saved_by="LlamaModel"),
@@ -125,7 +137,9 @@ FAMILIES = [
     Family("mistral", _config("MistralForCausalLM", "MistralConfig", sliding_window=16, **ROPE), generates=True),
     Family(
         "opt",
-        _config("OPTForCausalLM", "OPTConfig", ffn_dim=96, word_embed_proj_dim=48, max_position_embeddings=128, **SMALL),
+        _config(
+            "OPTForCausalLM", "OPTConfig", ffn_dim=96, word_embed_proj_dim=48, max_position_embeddings=128, **SMALL
+        ),
         generates=True,
     ),
     Family(

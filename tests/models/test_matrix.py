@@ -7,6 +7,7 @@ several. Which loaders go with which slots moves on from family to family, so th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def test_the_matrix_is_what_it_says() -> None:
         assert {case.loaders for case in mine} == set(LOADERS)
         assert {case.dtype for case in mine} == set(DTYPES)
         assert {case.sharded for case in mine} == {True, False}
-    assert {(case.loaders, case.slots) for case in CASES} == {(loaders, slots) for loaders in LOADERS for slots in SLOTS}
-    assert {(case.dtype, case.sharded) for case in CASES} == {(dtype, files) for dtype in DTYPES for files in (0, 1)}
+    assert {(case.loaders, case.slots) for case in CASES} == set(product(LOADERS, SLOTS))
+    assert {(case.dtype, case.sharded) for case in CASES} == set(product(DTYPES, (False, True)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

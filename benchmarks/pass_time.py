@@ -1,0 +1,168 @@
+"""Seconds per pass against the hardware's bound: max(resident compute, bytes streamed / raw rate of the disk).
+
+    python benchmarks/pass_time.py --models bench-models              every case, disk and kind of pages (an hour)
+    python benchmarks/pass_time.py bert-large-128 --disk 400 --huge on
+
+Every round measures, one after the other: the raw rate (best of 1 to 4 readers), the first pass after a pause, passes
+in a row on streamed weights, passes of plain transformers with all weights in memory. Medians over the rounds; each
+round's own raw rate makes its bound. Disks are capped by cgroup v1 (root). Memory is not sampled here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from board import Unavailable, capped_disk, preferred, shmem_huge_pages
+from cases import CASES
+from raw_read import RawReader, largest_file
+
+DEFAULT = ("bert-large-32", "bert-large-128", "vit-large", "llama-3.2-1b-decode")
+RAW_NBYTES = {0: 800 * 10**6, 1000: 500 * 10**6, 400: 300 * 10**6}
+CHUNKS_MIB = (1, 4, 8, 16)
+
+
+class Worker:
+    """A pass_worker.py process."""
+
+    def __init__(self, kind: str, directory: Path, case: str, loaders: int, memory: str) -> None:
+        script = Path(__file__).with_name("pass_worker.py")
+        words = [sys.executable, str(script), kind, str(directory), case, str(loaders), memory]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.said = self._answer()
+
+    def run(self, count: int) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the worker ended with exit code {self._process.wait()}; see above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds and bytes of one pass; the raw rate in bytes per second."""
+
+    raw: float
+    cold: float
+    seconds: float
+    stalled: float
+    nbytes: float
+    resident: float
+
+    @property
+    def bound(self) -> float:
+        return max(self.resident, self.nbytes / self.raw)
+
+    @property
+    def ratio(self) -> float:
+        return self.seconds / self.bound
+
+
+def measure(case: str, directory: Path, disk: int, options: argparse.Namespace) -> tuple[list[Round], dict[str, Any]]:
+    """All rounds of one case on one disk, and what the streamed worker said of itself."""
+    count = options.passes
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(Worker("plain", directory, case, options.loaders, options.memory))
+        stack.enter_context(capped_disk(directory, disk))
+        reader = RawReader(largest_file(directory))
+        stack.callback(reader.close)
+        streamed = stack.enter_context(Worker("streamed", directory, case, options.loaders, options.memory))
+        nbytes = RAW_NBYTES.get(disk, RAW_NBYTES[0])
+        chunk = max(CHUNKS_MIB, key=lambda mib: reader.best(nbytes // 2, mib).nbytes_per_s)
+        plain.run(2)
+        streamed.run(2)
+        rounds = []
+        for _ in range(options.rounds):
+            raw = reader.best(nbytes, chunk).nbytes_per_s
+            cold = streamed.run(1)["seconds"]
+            row = streamed.run(count)
+            resident = plain.run(count)["seconds"] / count
+            rounds.append(
+                Round(
+                    raw, cold, row["seconds"] / count, row["stalled"] / count, row["nbytes"] / count, resident
+                )
+            )
+        return rounds, plain.said | streamed.said | {"raw_chunk_mib": chunk}
+
+
+def line(case: str, disk: int, huge: str, rounds: list[Round], said: dict[str, Any]) -> str:
+    def median(name: str) -> float:
+        return statistics.median(getattr(one, name) for one in rounds)
+
+    return (
+        f"{case:<20} {str(disk or 'as is'):>5} {said['pages']:<14} {median('seconds'):>7.3f} {median('bound'):>7.3f} "
+        f"{median('ratio'):>6.3f} {median('resident'):>9.3f} {median('nbytes') / median('raw'):>7.3f} "
+        f"{median('nbytes') / 1e6:>7.0f} {median('raw') / 1e6:>6.0f} {100 * median('stalled') / median('seconds'):>6.1f} "
+        f"{median('cold'):>7.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--models", type=Path, default=Path("bench-models"), help="made by make_models.py")
+    parser.add_argument("--disk", type=int, action="append", help="cap in MB/s, 0: as it is; may be repeated")
+    parser.add_argument("--huge", choices=("on", "off"), action="append", help="huge pages; may be repeated")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--passes", type=int, default=2, help="in a row, per round")
+    parser.add_argument("--loaders", type=int, default=3)
+    parser.add_argument("--memory", default="none")
+    parser.add_argument("--prefer", action="store_true", help="take the processor first where others use it too")
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        if options.prefer:
+            stack.enter_context(preferred())
+        for huge in options.huge or ("on", "off"):
+            os.environ["HERMES_HUGE_PAGES"] = "auto" if huge == "on" else "off"
+            try:
+                with shmem_huge_pages("advise" if huge == "on" else "never") as setting:
+                    print(f"shmem_enabled: {setting}; {options.loaders} loaders, memory {options.memory}, medians of "
+                          f"{options.rounds} rounds of {options.passes} passes")  # fmt: skip
+                    table(options, huge)
+            except Unavailable as error:
+                print(f"skipped huge pages {huge}: {error}")
+
+
+def table(options: argparse.Namespace, huge: str) -> None:
+    print(f"{'case':<20} {'MB/s':>5} {'arena pages':<14} {'s/pass':>7} {'bound':>7} {'ratio':>6} {'resident':>9} "
+          f"{'storage':>7} {'MB/pass':>7} {'raw':>6} {'stall%':>6} {'1st':>7}")  # fmt: skip
+    for disk in options.disk or (0, 1000, 400):
+        for case in options.cases or DEFAULT:
+            try:
+                rounds, said = measure(case, options.models / CASES[case].model, disk, options)
+            except Unavailable as error:
+                print(f"{case:<20} {disk:>5} skipped: {error}")
+                continue
+            print(line(case, disk, huge, rounds, said), flush=True)
+
+
+if __name__ == "__main__":
+    main()
