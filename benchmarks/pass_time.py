@@ -27,7 +27,8 @@ from cases import CASES
 from raw_read import RawReader, largest_file
 
 DEFAULT = ("bert-large-32", "bert-large-128", "vit-large", "llama-3.2-1b-decode")
-RAW_NBYTES = {0: 800 * 10**6, 1000: 500 * 10**6, 400: 300 * 10**6}
+RAW_S = 0.5  # of reading per reader count and round
+BURST_NBYTES = 150 * 10**6  # read untimed first: after a pause a capped disk grants more than its cap
 CHUNKS_MIB = (1, 4, 8, 16)
 
 
@@ -60,7 +61,8 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
@@ -86,8 +88,8 @@ class Round:
         return self.seconds / self.bound
 
 
-def measure(case: str, directory: Path, disk: int, options: argparse.Namespace) -> tuple[list[Round], dict[str, Any]]:
-    """All rounds of one case on one disk, and what the streamed worker said of itself."""
+def measure(case: str, directory: Path, disk: int, options: argparse.Namespace) -> tuple[list[Round], str]:
+    """All rounds of one case on one disk, and what pages the arena has."""
     count = options.passes
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(Worker("plain", directory, case, options.loaders, options.memory))
@@ -95,33 +97,32 @@ def measure(case: str, directory: Path, disk: int, options: argparse.Namespace) 
         reader = RawReader(largest_file(directory))
         stack.callback(reader.close)
         streamed = stack.enter_context(Worker("streamed", directory, case, options.loaders, options.memory))
-        nbytes = RAW_NBYTES.get(disk, RAW_NBYTES[0])
-        chunk = max(CHUNKS_MIB, key=lambda mib: reader.best(nbytes // 2, mib).nbytes_per_s)
+        nbytes = int(RAW_S * (disk or 1600) * 10**6)
+        chunk = max(CHUNKS_MIB, key=lambda mib: reader.best(nbytes, mib).nbytes_per_s)
         plain.run(2)
         streamed.run(2)
         rounds = []
         for _ in range(options.rounds):
+            reader.read(1, chunk, BURST_NBYTES)
             raw = reader.best(nbytes, chunk).nbytes_per_s
             cold = streamed.run(1)["seconds"]
             row = streamed.run(count)
             resident = plain.run(count)["seconds"] / count
             rounds.append(
-                Round(
-                    raw, cold, row["seconds"] / count, row["stalled"] / count, row["nbytes"] / count, resident
-                )
+                Round(raw, cold, row["seconds"] / count, row["stalled"] / count, row["nbytes"] / count, resident)
             )
-        return rounds, plain.said | streamed.said | {"raw_chunk_mib": chunk}
+        return rounds, row["pages"]
 
 
-def line(case: str, disk: int, huge: str, rounds: list[Round], said: dict[str, Any]) -> str:
+def line(case: str, disk: int, rounds: list[Round], pages: str) -> str:
     def median(name: str) -> float:
         return statistics.median(getattr(one, name) for one in rounds)
 
     return (
-        f"{case:<20} {str(disk or 'as is'):>5} {said['pages']:<14} {median('seconds'):>7.3f} {median('bound'):>7.3f} "
+        f"{case:<20} {disk or 'as is'!s:>5} {pages:<14} {median('seconds'):>7.3f} {median('bound'):>7.3f} "
         f"{median('ratio'):>6.3f} {median('resident'):>9.3f} {median('nbytes') / median('raw'):>7.3f} "
-        f"{median('nbytes') / 1e6:>7.0f} {median('raw') / 1e6:>6.0f} {100 * median('stalled') / median('seconds'):>6.1f} "
-        f"{median('cold'):>7.3f}"
+        f"{median('nbytes') / 1e6:>7.0f} {median('raw') / 1e6:>6.0f} "
+        f"{100 * median('stalled') / median('seconds'):>6.1f} {median('cold'):>7.3f}"
     )
 
 
@@ -146,22 +147,22 @@ def main() -> None:
                 with shmem_huge_pages("advise" if huge == "on" else "never") as setting:
                     print(f"shmem_enabled: {setting}; {options.loaders} loaders, memory {options.memory}, medians of "
                           f"{options.rounds} rounds of {options.passes} passes")  # fmt: skip
-                    table(options, huge)
+                    table(options)
             except Unavailable as error:
                 print(f"skipped huge pages {huge}: {error}")
 
 
-def table(options: argparse.Namespace, huge: str) -> None:
+def table(options: argparse.Namespace) -> None:
     print(f"{'case':<20} {'MB/s':>5} {'arena pages':<14} {'s/pass':>7} {'bound':>7} {'ratio':>6} {'resident':>9} "
           f"{'storage':>7} {'MB/pass':>7} {'raw':>6} {'stall%':>6} {'1st':>7}")  # fmt: skip
     for disk in options.disk or (0, 1000, 400):
         for case in options.cases or DEFAULT:
             try:
-                rounds, said = measure(case, options.models / CASES[case].model, disk, options)
+                rounds, pages = measure(case, options.models / CASES[case].model, disk, options)
             except Unavailable as error:
                 print(f"{case:<20} {disk:>5} skipped: {error}")
                 continue
-            print(line(case, disk, huge, rounds, said), flush=True)
+            print(line(case, disk, rounds, pages), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/pass_worker.py streamed|plain DIRECTORY CASE LOADERS MEMORY
 
 Its first line says that it is ready. For every number it reads: seconds, seconds stalled, and bytes that the
-loaders read from the disk, as the kernel counts them; all for that many passes together.
+loaders read from the disk, as the kernel counts them; all for that many passes together. And the arena's pages.
 """
 
 from __future__ import annotations
@@ -18,28 +18,25 @@ from typing import Any
 
 import psutil
 import torch
-
 from cases import CASES, passes, plain_model
 
 
 def main() -> None:
     kind, directory, case, loaders, memory = sys.argv[1:]
     if kind == "plain":
-        model, said = plain_model(Path(directory)), {}
+        model = plain_model(Path(directory))
     else:
         from hermes_mp import load
 
         model = load(directory, loaders=int(loaders), memory=None if memory == "none" else memory)
-        divided = model._hermes_binder.supply.divided
-        pages = model._hermes_binder.supply._arena.pages
-        said = {"slots": divided.slots, "slot_mib": divided.slot_nbytes / 2**20, "pages": pages}
     with torch.inference_mode():
         run = passes(CASES[case], model)
         run()
         stalled = Stalls(model) if kind == "streamed" else None
-        print(json.dumps({"threads": torch.get_num_threads(), **said}), flush=True)
+        print(json.dumps({"threads": torch.get_num_threads()}), flush=True)
         for line in sys.stdin:
-            print(json.dumps(timed(run, int(line), stalled)), flush=True)
+            pages = model._hermes_binder.supply._arena.pages if kind == "streamed" else ""
+            print(json.dumps(timed(run, int(line), stalled) | {"pages": pages}), flush=True)
     if kind == "streamed":
         model.close()
 

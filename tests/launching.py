@@ -180,8 +180,9 @@ class Launch:
         self.wait_for(lambda _: find())
         return find()[0]
 
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
+    def send(self, pid: int, number: signal.Signals) -> None:
+        """A signal to a process of the run."""
+        os.kill(pid, number)
 
     def left_behind(self) -> dict[int, str]:
         """What is still there once all had time to end."""

@@ -93,3 +93,18 @@ def picture(path: Path) -> Path:
 
     Image.linear_gradient("L").resize((50, 40)).convert("RGB").save(path)
     return path
+
+
+def make_models(folder: Path) -> None:
+    """All of them, by the names of their directories; `big` has 100 MB, and takes a while even on a fast disk."""
+    transformers.logging.disable_progress_bar()
+    for name in ("gpt2", "chat", "mute", "big", "bert", "mlm", "classify", "vit"):
+        (folder / name).mkdir()
+    gpt2(folder / "gpt2")
+    gpt2(folder / "chat", TEMPLATE)
+    gpt2(folder / "mute", tokenizer=False)
+    gpt2(folder / "big", width=512, layers=8)
+    bert(folder / "bert")
+    bert(folder / "mlm", "BertForMaskedLM")
+    bert(folder / "classify", "BertForSequenceClassification", num_labels=3)
+    vit(folder / "vit")

@@ -501,9 +501,8 @@ class Daemon:
         found: dict[str, int] = {}
         for name, pid in pids.items():
             quick = memory.quick(pid)
-            if exactly:
+            if exactly or pid not in self._file_shares:
                 exact = memory.exact(pid)
                 self._file_shares[pid] = exact.file_nbytes / max(1, quick.file_nbytes)
-            share = self._file_shares.get(pid, 1.0)
-            found[name] = quick.private_nbytes + int(share * quick.file_nbytes) + quick.tables_nbytes
+            found[name] = quick.private_nbytes + int(self._file_shares[pid] * quick.file_nbytes) + quick.tables_nbytes
         self.front.sampled(found, self.arena.allocated_nbytes(), exactly)
