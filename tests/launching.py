@@ -68,7 +68,7 @@ class Launch:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", **(env or {})}
         self._seen = {"out": bytearray(), "err": bytearray()}
         self.silences: list[float] = []  # between two pieces of output
-        self._last_s = time.monotonic()
+        self._last_s = self._started_s = time.monotonic()
         if terminal:
             mine, theirs = pty.openpty()
             fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
@@ -107,6 +107,11 @@ class Launch:
             assert time.monotonic() < deadline, f"waited too long: {self.out[-500:]!r} {self.err[-500:]!r}"
             alive = self._pump(0.05) or self._process.poll() is None
             assert alive or what(self), f"ended before that: {self.out[-500:]!r} {self.err[-500:]!r}"
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the launch."""
+        return time.monotonic() - self._started_s
 
     def write(self, text: str) -> None:
         os.write(self._input, text.encode())

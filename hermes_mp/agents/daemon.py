@@ -7,16 +7,18 @@ compute is the caller. Everything it decides is decided in `core`; what is shown
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from hermes_mp.agents.accounting import Accounting
+from hermes_mp.agents.allotment import Allotment
+from hermes_mp.agents.front import Front
 from hermes_mp.agents.quarters import LEAVE_S, Quarters
 from hermes_mp.core import pipeload
-from hermes_mp.core.budget import Needs, share_out
+from hermes_mp.core.budget import MIN_SLOTS, Needs
 from hermes_mp.core.lifecycle import Happened
 from hermes_mp.core.pipeload import (
     Announce,
@@ -33,7 +35,7 @@ from hermes_mp.core.pipeload import (
 )
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, PeerError, revived
-from hermes_mp.host import memory, unitcache
+from hermes_mp.host import unitcache
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, spawn
 from hermes_mp.host.wire import Hub, Peer, Poller
@@ -54,7 +56,6 @@ from hermes_mp.messages import (
     OpenFile,
     PassForecast,
     RunRequest,
-    SlotNo,
     SlotsDivided,
     StopCompute,
     StopLoader,
@@ -94,35 +95,6 @@ class DaemonSettings:
         return self.caller_death_fd >= 0
 
 
-class Front(Protocol):
-    """Who shows the run to people, and says when it is over. `fds` are watched for it."""
-
-    fds: list[int]
-
-    def told(self, message: FromCompute) -> None:
-        """Compute said something that is no business of the daemon's: text, answers, progress, passes."""
-
-    def loaded(self, message: UnitLoaded, unit: UnitNo) -> None: ...
-
-    def done(self, message: UnitDone, unit: UnitNo, loaded_by: Ticket) -> None:
-        """`loaded_by` is the ticket of the load that brought the unit."""
-
-    def ready(self, units: UnitList) -> None:
-        """Compute can be given requests."""
-
-    def say(self, text: str) -> None:
-        """Something worth a line: a loader was lost, slots are fewer than planned."""
-
-    def restarted(self) -> None:
-        """A loader that was lost has a successor."""
-
-    def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
-
-    def readable(self, fd: int) -> None: ...
-
-    def tick(self) -> None: ...
-
-
 class Daemon:
     """Use as a context: whatever happens inside, no process, socket file or memory is left."""
 
@@ -130,23 +102,21 @@ class Daemon:
         self.settings, self.front = settings, front
         self.arena, self.crew = quarters.arena, quarters.crew
         self.over: HermesError | bool | None = False  # True or an error once the run is to end
-        self.slots: dict[SlotNo, int] = {}  # allocated ones, and where they begin
-        self.slot_nbytes = 0
+        self.slots = Allotment(quarters.arena, settings.memory, settings.loaders, settings.slots)
+        self.accounting = Accounting(
+            quarters.crew, "caller" if settings.has_caller else "compute", settings.sample_exactly
+        )
         self.mind: Pipeload | None = None
         self.units = UnitList((), ())
         self._cache = unitcache.entry_path(
             settings.checkpoint.digest, settings.dtype, settings.context, settings.batch
         )
-        self._slots_missing = 0
         self._described: tuple[list[UnitFile], list[UnitSpec]] = ([], [])
         self._loading: dict[Ticket, UnitNo] = {}
         self._leased: dict[Ticket, tuple[UnitNo, Ticket]] = {}
         self._started: dict[Peer, LoaderStarted] = {}
-        self._file_shares: dict[int, float] = {}
         self._compute: Child | None = None
-        self._compute_pid = 0
         self._outbox: deque[object] = deque()  # for compute, while it is not connected or its queue is full
-        self._next_sample = 0.0
 
         self._quarters = quarters
         self.hub = Hub(quarters.run_dir.path)
@@ -196,10 +166,6 @@ class Daemon:
         for index, part in enumerate(parts):
             self._to_compute(RunRequest(number, index, index == len(parts) - 1, final, part))
 
-    @property
-    def planned_slots(self) -> int:
-        return len(self.slots) + self._slots_missing
-
     def forget(self, fd: int) -> None:
         """The front has no more use for this descriptor."""
         self._poller.forget(fd)
@@ -228,7 +194,7 @@ class Daemon:
     # --- the loop
 
     def _timeout_s(self) -> float:
-        if self._slots_missing:
+        if self.slots.missing:
             return 0.0
         wake = None if self.mind is None else self.mind.wake_ns()
         return TURN_S if wake is None else min(TURN_S, max(0.0, (wake - time.monotonic_ns()) / 1e9))
@@ -242,10 +208,8 @@ class Daemon:
                 for number, epoch in self.crew.members():
                     self._feed(ProgressSeen(number, epoch, self.crew.progress.read(number)))
                 self._feed(Tick())
-        now = time.monotonic()
-        if now >= self._next_sample:
-            self._next_sample = now + (0.05 if self.settings.sample_exactly else TURN_S)
-            self.sample(self.settings.sample_exactly)
+        if self.accounting.due():
+            self.sample()
         self.front.tick()
 
     def _readable(self, fd: int) -> None:
@@ -332,7 +296,7 @@ class Daemon:
                 self.front.done(message, *leased)
             self._feed(message)
         elif isinstance(message, ComputeStarted):
-            self._compute_pid = message.pid
+            self.accounting.compute = message.pid
         elif isinstance(message, FileNamed):
             self._described[0].append(UnitFile(message.path, message.nbytes))
         elif isinstance(message, UnitDescribed):
@@ -365,7 +329,7 @@ class Daemon:
         self._compute = spawn(
             "hermes_mp.agents.compute", "hermes: compute", [json.dumps(settings)], fds, COMPUTE_OOM_SCORE
         )
-        self._compute_pid = self._compute.pid
+        self.accounting.compute = self._compute.pid
         self._poller.watch(self._compute.pidfd)
 
     def _to_compute(self, message: object) -> None:
@@ -394,7 +358,7 @@ class Daemon:
             self.end(error)
             return
         unitcache.remember(self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes))
-        self._to_compute(SlotsDivided(self.planned_slots, self.slot_nbytes))
+        self._to_compute(SlotsDivided(self.slots.planned, self.slots.slot_nbytes))
         self.front.ready(units)
 
     # --- units and slots
@@ -404,28 +368,18 @@ class Daemon:
         return units.files == files
 
     def _needs(self, base_nbytes: int, reserve_nbytes: int) -> Needs:
-        loaders = [memory.exact(pid).total_nbytes for pid in self.crew.pids().values()]
-        each = max([18 << 20, *loaders])  # those that are still starting will be as large
-        own = max(30 << 20, memory.exact(os.getpid()).total_nbytes)
-        return Needs(own, each * self.settings.loaders, base_nbytes, reserve_nbytes)
+        return self.accounting.needs(self.settings.loaders, base_nbytes, reserve_nbytes)
 
     def _adopt(self, units: UnitList, needs: Needs) -> None:
         """Run on these units from now on, with the slots that the budget leaves."""
-        slot_nbytes = units.slot_nbytes
-        granule = self.arena.granule if slot_nbytes >= 4 * self.arena.granule else mmap.PAGESIZE
-        slot_nbytes = -(-slot_nbytes // granule) * granule
-        share = share_out(self.settings.memory, needs, len(units.units), slot_nbytes, self.settings.loaders)
-        wanted = share.slots if self.settings.slots is None else min(self.settings.slots, len(units.units))
-        count = min(wanted, self.arena.nbytes // slot_nbytes) if slot_nbytes else 0
+        count = self.slots.divide(units, needs)
         if self.mind is None:
-            self.units, self.slot_nbytes = units, slot_nbytes
+            self.units = units
             if units.units:
-                self.mind = Pipeload(
-                    [unit.nbytes for unit in units.units], slot_nbytes, self.settings.loaders, more=True
-                )
+                sizes = [unit.nbytes for unit in units.units]
+                self.mind = Pipeload(sizes, self.slots.slot_nbytes, self.settings.loaders, more=True)
                 for peer in self._started:
                     self._name_files(peer)
-        self._slots_missing = max(0, count - len(self.slots))
         self._feed(SlotsWanted(max(1, count)))
         for started in self._started.values():
             self._feed(started)  # those that came up before the units were known; for the others this is old news
@@ -438,32 +392,24 @@ class Daemon:
         for number, epoch in self.crew.members():
             self.crew.kill(number, epoch)
         self.crew.settle(30.0)
-        for slot in list(self.slots):
-            self._remove_slot(slot)
+        self.slots.clear()
         self._loading.clear()
 
     def _add_slot(self) -> None:
-        if not self._slots_missing or self.mind is None:
+        """One at a time: allocating takes milliseconds, and the loaders wait for orders."""
+        if not self.slots.missing or self.mind is None:
             return
-        slot = next(SlotNo(n) for n in range(len(self.slots) + 1) if SlotNo(n) not in self.slots)
-        base = slot * self.slot_nbytes
         try:
-            self.arena.allocate(base, self.slot_nbytes)
+            slot = self.slots.add()
         except OutOfMemory as error:
-            self._slots_missing = 0
-            if len(self.slots) < min(2, len(self.units.units)):
+            left = len(self.slots.bases)
+            if left < min(MIN_SLOTS, len(self.units.units)):
                 self.end(error)
             else:
-                self.front.say(f"{error}; going on with {len(self.slots)} slots")
-                self._feed(SlotsWanted(len(self.slots)))
+                self.front.say(f"{error}; going on with {left} slots")
+                self._feed(SlotsWanted(left))
             return
-        self._slots_missing -= 1
-        self.slots[slot] = base
         self._feed(SlotAdded(slot))
-
-    def _remove_slot(self, slot: SlotNo) -> None:
-        base = self.slots.pop(slot)
-        self.arena.free(base, self.slot_nbytes)
 
     def _feed(self, event: pipeload.Event) -> None:
         if self.mind is None:
@@ -475,34 +421,24 @@ class Daemon:
         if isinstance(action, Load):
             spec = self.units.units[action.unit]
             self._loading[action.ticket] = action.unit
-            base = self.slots[action.slot]
-            order = LoadUnit(action.epoch, action.ticket, action.unit, base, self.slot_nbytes, spec.ranges)
+            base = self.slots.bases[action.slot]
+            room = self.slots.slot_nbytes
+            order = LoadUnit(action.epoch, action.ticket, action.unit, base, room, spec.ranges)
             if not self.hub.send(Peer("loader", action.loader, action.epoch), order):
                 self.crew.kill(action.loader, action.epoch)  # it reads nothing any more
         elif isinstance(action, Announce):
             assert self.mind is not None
             self._leased[action.ticket] = (action.unit, self.mind.slots.all[action.slot].loaded_by)
-            self._to_compute(UnitReady(action.ticket, action.unit, self.slots[action.slot]))
+            self._to_compute(UnitReady(action.ticket, action.unit, self.slots.bases[action.slot]))
         elif isinstance(action, Refuse):
             self._to_compute(UnitFailed(action.unit, action.exit_code, clip(action.text)))
         elif isinstance(action, Kill):
             self.front.say(f"loader {action.loader} is killed: {action.why}")
             self.crew.kill(action.loader, action.epoch)
         else:
-            self._remove_slot(action.slot)
+            self.slots.remove(action.slot)
 
-    # --- memory
-
-    def sample(self, exactly: bool) -> None:
-        """Tell the front what every process takes; exactly by walking page tables, else by the kernel's counters."""
-        pids = {"daemon": os.getpid(), **self.crew.pids()}
-        if self._compute_pid:
-            pids["caller" if self.settings.has_caller else "compute"] = self._compute_pid
-        found: dict[str, int] = {}
-        for name, pid in pids.items():
-            quick = memory.quick(pid)
-            if exactly or pid not in self._file_shares:
-                exact = memory.exact(pid)
-                self._file_shares[pid] = exact.file_nbytes / max(1, quick.file_nbytes)
-            found[name] = quick.private_nbytes + int(self._file_shares[pid] * quick.file_nbytes) + quick.tables_nbytes
-        self.front.sampled(found, self.arena.allocated_nbytes(), exactly)
+    def sample(self, exactly: bool = False) -> None:
+        """Tell the front what every process takes at this moment."""
+        by_process, exact = self.accounting.sample(exactly)
+        self.front.sampled(by_process, self.arena.allocated_nbytes(), exact)

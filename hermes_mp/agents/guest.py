@@ -17,37 +17,11 @@ from typing import Any
 from setproctitle import setproctitle
 
 from hermes_mp.agents.daemon import Daemon, DaemonSettings
+from hermes_mp.agents.front import SilentFront
 from hermes_mp.agents.quarters import Quarters
-from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import HermesError, InvariantBroken
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
-from hermes_mp.messages import FromCompute, Ticket, UnitDone, UnitLoaded, UnitNo
-
-
-class _Silent:
-    """A front that shows nothing."""
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-
-    def told(self, message: FromCompute) -> None: ...
-
-    def loaded(self, message: UnitLoaded, unit: UnitNo) -> None: ...
-
-    def done(self, message: UnitDone, unit: UnitNo, loaded_by: Ticket) -> None: ...
-
-    def ready(self, units: UnitList) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def restarted(self) -> None: ...
-
-    def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
-
-    def readable(self, fd: int) -> None: ...
-
-    def tick(self) -> None: ...
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         arena = Arena(settings.pop("arena_fd"), settings.pop("granule"))
         quarters = Quarters(settings["loaders"], settings["memory"], arena)
         checkpoint = find_checkpoint(Path(settings.pop("directory")))
-        with Daemon(DaemonSettings(checkpoint=checkpoint, **settings), quarters, _Silent()) as daemon:
+        with Daemon(DaemonSettings(checkpoint=checkpoint, **settings), quarters, SilentFront()) as daemon:
             signal.signal(signal.SIGTERM, lambda number, frame: daemon.end())
             ready.write(json.dumps({"endpoint": daemon.hub.endpoint}))
             ready.close()

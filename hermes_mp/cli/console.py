@@ -118,9 +118,9 @@ class Console:
         self._error_line(line)
 
     def report(self, report: Report) -> None:
-        """The end of a run that went well."""
+        """How the run was; where nothing was computed there is nothing to tell people beside the error."""
         self._object["report"] = report.as_json()
-        if not self._quiet and not self._as_json:
+        if report.passes and not self._quiet and not self._as_json:
             self._write_err("\n" + render_report(report) + "\n")
 
     def close(self) -> None:

@@ -70,12 +70,14 @@ class LaunchFront:
         assert self.daemon is not None
         self._units, self._ready = units, True
         residents = len(self.daemon.mind.residents) if self.daemon.mind is not None else 0
-        self._ledger.divided(self.daemon.planned_slots, self.daemon.slot_nbytes, residents)
+        self._ledger.divided(self.daemon.slots.planned, self.daemon.slots.slot_nbytes, residents)
         self._next()
 
     def told(self, message: FromCompute) -> None:
         if isinstance(message, Progress):
             self._console.phase(message.text)
+            if self._trace is not None:
+                self._trace.instant("compute", message.text, time.monotonic_ns())
         elif isinstance(message, TextStreamed):
             self._console.stream(message.text)
         elif isinstance(message, PassStarted):

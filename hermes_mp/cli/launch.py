@@ -24,11 +24,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, that of the error (docs/exit-codes.md), or 128 + the signal that ended the run."""
     started_ns = process_started_ns()
+    words = sys.argv[1:] if argv is None else argv
     try:
-        config = options.parse(sys.argv[1:] if argv is None else argv)
+        config = options.parse(words)
     except HermesError as error:
-        print(f"hermes-launch: {error.line()}", file=sys.stderr)
-        return error.exit_code
+        return _refused(error, "--json" in words)
     try:
         with _signals() as signals, closing(Quarters(config.loaders, config.memory)) as quarters:
             from hermes_mp.cli.console import Console  # from here on the loaders start up beside us
@@ -43,9 +43,17 @@ def main(argv: list[str] | None = None) -> int:
                     console.error(error.line(), error.exit_code)
                     code = error.exit_code
     except HermesError as error:
-        print(f"hermes-launch: {error.line()}", file=sys.stderr)
-        code = error.exit_code
+        return _refused(error, config.json)
     return code
+
+
+def _refused(error: HermesError, as_json: bool) -> int:
+    """The error of a run that never began, as any other is shown; its exit code."""
+    from hermes_mp.cli.console import Console
+
+    with closing(Console(sys.stdout, sys.stderr, time.monotonic(), as_json=as_json)) as console:
+        console.error(error.line(), error.exit_code)
+    return error.exit_code
 
 
 class _Ended(HermesError):

@@ -6,6 +6,7 @@ line, a bar would overwrite the text: then a few words stand behind it, and the 
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
@@ -125,7 +126,17 @@ def _make_bar(stream: TextIO, status: Status) -> Any:
     # Without a lock of ours tqdm makes a semaphore of multiprocessing's, and a thread that wakes up for every bar.
     tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
-    layout = "{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} {postfix}" if status.total else "{desc}"
+    layout = "{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}{postfix}" if status.total else "{desc}"
+    # A serial console says that it has 0 columns, and tqdm then draws nothing at all.
+    fixed = None if _columns(stream) else 80
     return tqdm(
-        total=status.total or None, desc=status.text, file=stream, leave=False, dynamic_ncols=True, bar_format=layout
-    )
+        total=status.total or None, desc=status.text, file=stream, leave=False, bar_format=layout,
+        dynamic_ncols=fixed is None, ncols=fixed,
+    )  # fmt: skip
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except OSError:  # no terminal, or none that knows its size
+        return 0

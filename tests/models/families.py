@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYERS = 6
@@ -72,6 +73,15 @@ def edit_config(directory: Path, **changes: Any) -> None:
     """Change keys of a config.json."""
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def add_tokenizer(directory: Path) -> None:
+    """A word for every token id below 331."""
+    special = {"mask_token": "[MASK]", "unk_token": "[UNK]", "eos_token": "[END]", "pad_token": "[PAD]"}
+    words = [*special.values(), *(f"w{number}" for number in range(len(special), SMALL["vocab_size"]))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(directory)
 
 
 def family(name: str) -> Family:

@@ -1,212 +1,244 @@
-"""A streamed model used as programs use transformers models: what comes out is what the plain one gives.
-
-Every test loads its model anew (0.4 s), with fewer slots than units unless it says otherwise.
-"""
+"""Forwards of a streamed model, whole, in parts, cut short and from many threads: always what the plain model gives."""
 
 from __future__ import annotations
 
-import copy
-import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from families import FAMILIES, WIDE, edit_config, family
-from tokenizers import Tokenizer, models, pre_tokenizers
+from comparison import assert_same, both
+from families import DTYPES, family
 from torch import nn
 
-from hermes_mp import load
-from hermes_mp.errors import NeedsAllWeights
+from hermes_mp.host.checkpoint import find_checkpoint
 
-NEW = {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The directory of a family's checkpoint, written once per dtype."""
-    made: dict[tuple[str, torch.dtype], Path] = {}
-
-    def directory(name: str, dtype: torch.dtype = torch.float32) -> Path:
-        if (name, dtype) not in made:
-            made[name, dtype] = tmp_path_factory.mktemp(name)
-            family(name).save(made[name, dtype], dtype)
-            add_tokenizer(made[name, dtype])
-        return made[name, dtype]
-
-    return directory
-
-
-def add_tokenizer(directory: Path) -> None:
-    words = {f"w{number}": number for number in range(3, 331)} | {"[MASK]": 0, "[UNK]": 1, "[END]": 2}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names = {"mask_token": "[MASK]", "unk_token": "[UNK]", "eos_token": "[END]", "pad_token": "[END]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(directory)
-
-
-@contextmanager
-def both(directory: Path, name: str, **settings: Any) -> Iterator[tuple[Any, Any]]:
-    """The streamed model and the plain one."""
-    plain = family(name).load_plain(directory)
-    with load(directory, loaders=2, _slots=3, **settings) as streamed:
-        yield streamed, plain
-
-
-def assert_same(streamed: Any, plain: Any) -> None:
-    """Bit for bit, whatever is nested in what."""
-    assert type(streamed) is type(plain)
-    if isinstance(plain, torch.Tensor):
-        assert torch.equal(streamed, plain)
-    elif isinstance(plain, dict):
-        assert streamed.keys() == plain.keys()
-        for name, value in plain.items():
-            assert_same(streamed[name], value)
-    elif isinstance(plain, (tuple, list)):
-        assert len(streamed) == len(plain)
-        for one, other in zip(streamed, plain, strict=True):
-            assert_same(one, other)
-    elif isinstance(plain, transformers.Cache):
-        assert_same([(layer.keys, layer.values) for layer in streamed.layers],
-                    [(layer.keys, layer.values) for layer in plain.layers])
-    else:
-        assert streamed == plain
-
-
-# --- generate
-
-
-GENERATIONS: dict[str, dict[str, Any]] = {
-    "sampled": {"do_sample": True, "temperature": 0.9, "top_k": 40, "top_p": 0.9, "num_return_sequences": 2},
-    "beams": {"num_beams": 3, "num_return_sequences": 2},
-    "beams sampled": {"num_beams": 2, "do_sample": True},
-    "scores": {"output_scores": True, "return_dict_in_generate": True, "output_hidden_states": True},
-    "without cache": {"use_cache": False},
-    "static cache": {"cache_implementation": "static"},
-    "quantity": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 5},
-    "prompt look-up": {"prompt_lookup_num_tokens": 3},
-    "chunked prefill": {"prefill_chunk_size": 4},
-}
-
-
-@pytest.mark.parametrize("way", GENERATIONS)
-@pytest.mark.parametrize("name", ["gpt2", "llama-tied"])
-def test_generate(name: str, way: str, folder: Callable[..., Path]) -> None:
-    rows = 1 if way == "prompt look-up" else 2
-    with both(folder(name), name) as (streamed, plain):
-        inputs = family(name).inputs(rows=rows)
-        answers = []
-        for model in (streamed, plain):
-            torch.manual_seed(7)
-            answers.append(model.generate(**inputs, **NEW, **GENERATIONS[way]))
-        assert_same(*answers)
-
-
-@pytest.mark.parametrize("streamed_assistant", [True, False])
-def test_assisted_decoding(streamed_assistant: bool, folder: Callable[..., Path]) -> None:
-    helper = family("llama-of-base").load_plain(folder("llama-of-base"))
-    inputs = family("llama-tied").inputs(rows=1)
-    with both(folder("llama-tied"), "llama-tied") as (streamed, plain):
-        expected = plain.generate(**inputs, **NEW, do_sample=False, assistant_model=helper)
-        if streamed_assistant:
-            with load(folder("llama-of-base"), loaders=1) as assistant:
-                answer = streamed.generate(**inputs, **NEW, do_sample=False, assistant_model=assistant)
-        else:
-            answer = streamed.generate(**inputs, **NEW, do_sample=False, assistant_model=helper)
-        assert torch.equal(answer, expected)
-
-
-class Collecting(transformers.generation.streamers.BaseStreamer):
-    """Keeps what it is given; raises when it was given `limit` pieces."""
-
-    def __init__(self, limit: int | None = None) -> None:
-        self.pieces: list[list[int]] = []
-        self.ended = False
-        self.limit = limit
-
-    def put(self, value: torch.Tensor) -> None:
-        self.pieces.append(value.flatten().tolist())
-        if len(self.pieces) == self.limit:
-            raise KeyError("the reader has left")
-
-    def end(self) -> None:
-        self.ended = True
-
-
-def test_a_streamer_gets_the_tokens_one_by_one(folder: Callable[..., Path]) -> None:
-    with both(folder("gpt2"), "gpt2") as (streamed, plain):
-        inputs = family("gpt2").inputs(rows=1)
-        streamer = Collecting()
-        answer = streamed.generate(**inputs, **NEW, streamer=streamer)
-        assert torch.equal(answer, plain.generate(**inputs, **NEW))
-        assert [len(piece) for piece in streamer.pieces] == [9] + [1] * 12
-        assert sum(streamer.pieces, []) == answer[0].tolist()
-        assert streamer.ended
-
-
-def test_a_text_streamer_in_a_thread(folder: Callable[..., Path]) -> None:
-    with both(folder("gpt2"), "gpt2") as (streamed, plain):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder("gpt2"))
-        inputs = tokenizer("w17 w23 w5", return_tensors="pt")
-        streamer = transformers.TextIteratorStreamer(tokenizer, timeout=60, skip_prompt=True)
-        settings = inputs | NEW | {"streamer": streamer}
-        thread = threading.Thread(target=streamed.generate, kwargs=settings)
-        thread.start()
-        text = "".join(streamer)
-        thread.join()
-        expected = plain.generate(**inputs, **NEW)[0, 3:]
-        assert text == tokenizer.decode(expected)
-
-
-def test_after_an_exception_in_a_streamer_the_next_call_is_right(folder: Callable[..., Path]) -> None:
-    with both(folder("gpt2"), "gpt2") as (streamed, plain):
-        inputs = family("gpt2").inputs(rows=1)
-        for limit in (1, 2, 5):
-            with pytest.raises(KeyError, match="the reader has left"):
-                streamed.generate(**inputs, **NEW, streamer=Collecting(limit))
-            assert torch.equal(streamed.generate(**inputs, **NEW), plain.generate(**inputs, **NEW))
-
-
-def test_a_cache_of_the_caller(folder: Callable[..., Path]) -> None:
-    with both(folder("llama-untied"), "llama-untied") as (streamed, plain):
-        ids = family("llama-untied").inputs(tokens=12)["input_ids"]
-        for make in (
-            lambda model: transformers.DynamicCache(config=model.config),
-            lambda model: transformers.StaticCache(config=model.config, max_cache_len=20),
-        ):
-            caches = make(streamed), make(plain)
-            for part in (ids[:, :7], ids[:, 7:11], ids[:, 11:]):
-                outputs = [
-                    model(part, past_key_values=cache).logits
-                    for model, cache in zip((streamed, plain), caches, strict=True)
-                ]
-                assert_same(*outputs)
-
-
-# --- forward
-
-
-def test_left_padded_batch(folder: Callable[..., Path]) -> None:
-    with both(folder("llama-tied"), "llama-tied") as (streamed, plain):
-        inputs = family("llama-tied").inputs(rows=3)
-        inputs["attention_mask"][0, :4] = 0
-        inputs["attention_mask"][2, :7] = 0
-        assert_same(streamed(**inputs), plain(**inputs).__class__(**_without_grad(plain, inputs)))
-        assert_same(streamed.generate(**inputs, **NEW), plain.generate(**inputs, **NEW))
-
-
-def _without_grad(model: Any, inputs: dict[str, torch.Tensor]) -> Any:
-    with torch.no_grad():
-        return model(**inputs)
+Folder = Callable[[str], Path]
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 80), (17, 3), (5, 64)])
-def test_any_batch_where_there_is_no_budget(rows: int, tokens: int, folder: Callable[..., Path]) -> None:
-    with both(folder("bert-mlm-wide"), "bert-mlm-wide") as (streamed, plain), torch.no_grad():
+def test_any_batch_where_there_is_no_budget(rows: int, tokens: int, folder: Folder) -> None:
+    with both(family("bert-mlm-wide"), folder("bert-mlm-wide")) as (streamed, plain):
         inputs = family("bert-mlm-wide").inputs(rows=rows, tokens=tokens)
         assert_same(streamed(**inputs), plain(**inputs))
+
+
+@pytest.mark.parametrize("name", ["bert-mlm-wide", "llama-tied", "gpt2", "vit"])
+def test_autocast(name: str, folder: Folder) -> None:
+    """Twice, as autocast would keep the casts of weights that require grad: of a slot that holds others by then."""
+    with both(family(name), folder(name)) as (streamed, plain), torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            inputs = family(name).inputs()
+            assert_same(streamed(**inputs), plain(**inputs))
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_grad_modes(mode: Any, folder: Folder) -> None:
+    with both(family("bert-mlm"), folder("bert-mlm")) as (streamed, plain):
+        inputs = family("bert-mlm").inputs()
+        with mode():
+            found, expected = streamed(**inputs).logits, plain(**inputs).logits
+        assert torch.equal(found, expected)
+        assert not found.requires_grad
+        assert torch.equal(streamed(**inputs).logits, expected)
+
+
+def test_losses(folder: Folder) -> None:
+    with both(family("gpt2"), folder("gpt2")) as (streamed, plain):
+        inputs = family("gpt2").inputs()
+        assert_same(streamed(**inputs, labels=inputs["input_ids"]), plain(**inputs, labels=inputs["input_ids"]))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["bert-mlm", "llama-tied", "gpt2", "vit"])
+def test_hidden_states_and_attentions(name: str, attention: str, folder: Folder) -> None:
+    with both(family(name), folder(name)) as (streamed, plain):
+        for model in (streamed, plain):
+            model.set_attn_implementation(attention)
+        inputs = family(name).inputs() | {"output_hidden_states": True, "output_attentions": attention == "eager"}
+        found, expected = streamed(**inputs), plain(**inputs)
+        assert len(found.hidden_states) == 7
+        assert attention == "sdpa" or len(found.attentions) == 6
+        assert_same(found, expected)
+
+
+def test_arguments_by_position_and_tuples(folder: Folder) -> None:
+    with both(family("gpt2"), folder("gpt2")) as (streamed, plain):
+        ids = family("gpt2").inputs()["input_ids"]
+        assert_same(streamed(ids, return_dict=False), plain(ids, return_dict=False))
+
+
+def test_inputs_embeds(folder: Folder) -> None:
+    with both(family("llama-tied"), folder("llama-tied")) as (streamed, plain):
+        ids = family("llama-tied").inputs()["input_ids"]
+        embedded = streamed.get_input_embeddings()(ids)
+        assert torch.equal(embedded, plain.get_input_embeddings()(ids))
+        assert_same(streamed(inputs_embeds=embedded), plain(inputs_embeds=embedded))
+
+
+def test_token_ids_outside_the_vocabulary_raise_as_they_do_in_torch(folder: Folder) -> None:
+    with both(family("gpt2"), folder("gpt2")) as (streamed, plain):
+        for wrong in (-1, 1213):
+            for model in (streamed, plain):
+                with pytest.raises(IndexError, match="index out of range in self"):
+                    model(torch.tensor([[5, wrong]]))
+        inputs = family("gpt2").inputs()
+        assert_same(streamed(**inputs), plain(**inputs))
+
+
+# --- parts of it
+
+
+def test_parts_called_alone(folder: Folder) -> None:
+    with both(family("llama-tied"), folder("llama-tied")) as (streamed, plain):
+        inputs = family("llama-tied").inputs()
+        assert_same(streamed.model(**inputs), plain.model(**inputs))
+        hidden = torch.randn(2, 5, 48)
+        tables = plain.model.rotary_emb(hidden, torch.arange(5)[None])
+        assert_same(streamed.model.rotary_emb(hidden, torch.arange(5)[None]), tables)
+        for number in (4, 1, 1, 5, 0):
+            layers = [model.model.layers[number](hidden, position_embeddings=tables) for model in (streamed, plain)]
+            assert_same(*layers)
+        assert_same(streamed.model.norm(hidden), plain.model.norm(hidden))
+        for states in (hidden, hidden[:, -1:], hidden[:, ::2], hidden[0], hidden[0, 0], hidden[:0]):
+            assert_same(streamed.lm_head(states), plain.lm_head(states))
+        assert_same(streamed(**inputs), plain(**inputs))
+
+
+def test_parts_of_an_encoder_called_alone(folder: Folder) -> None:
+    with both(family("bert-mlm"), folder("bert-mlm")) as (streamed, plain):
+        inputs = family("bert-mlm").inputs()
+        assert_same(streamed.bert(**inputs), plain.bert(**inputs))
+        hidden = torch.randn(2, 5, 48)
+        assert_same(streamed.bert.encoder.layer[2](hidden), plain.bert.encoder.layer[2](hidden))
+        assert_same(streamed.cls(hidden), plain.cls(hidden))
+        assert_same(streamed(**inputs), plain(**inputs))
+
+
+class LeftEarlyError(Exception):
+    pass
+
+
+def test_leaving_early(folder: Folder) -> None:
+    def leave(*_: Any) -> None:
+        raise LeftEarlyError
+
+    with both(family("llama-untied"), folder("llama-untied")) as (streamed, plain):
+        inputs = family("llama-untied").inputs()
+        for number in (0, 3, 5):
+            for register in ("register_forward_hook", "register_forward_pre_hook"):
+                handle = getattr(streamed.model.layers[number], register)(leave)
+                for _ in range(2):
+                    with pytest.raises(LeftEarlyError):
+                        streamed(**inputs)
+                handle.remove()
+            assert_same(streamed(**inputs), plain(**inputs))
+
+
+def test_an_error_inside_a_layer(folder: Folder) -> None:
+    with both(family("gpt2"), folder("gpt2")) as (streamed, plain):
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="shape"):
+                streamed.transformer.h[2](torch.randn(1, 4, 47))
+        inputs = family("gpt2").inputs()
+        assert_same(streamed(**inputs), plain(**inputs))
+
+
+def test_a_layer_skipped_and_one_repeated(folder: Folder) -> None:
+    with both(family("gpt2"), folder("gpt2")) as (streamed, plain):
+        for model in (streamed, plain):
+            blocks = list(model.transformer.h)
+            model.transformer.h = nn.ModuleList([blocks[0], blocks[3], blocks[3], blocks[1], blocks[5]])
+        inputs = family("gpt2").inputs()
+        for _ in range(2):
+            assert_same(streamed(**inputs, use_cache=False), plain(**inputs, use_cache=False))
+
+
+def test_bound_weights_are_as_the_file_holds_them(folder: Folder) -> None:
+    """Same values, same residue of the address modulo 64, and nothing that could collect gradients."""
+    tensors = find_checkpoint(folder("gpt2")).tensors
+    with both(family("gpt2"), folder("gpt2")) as (streamed, plain), torch.enable_grad():
+        seen: list[str] = []
+
+        def look(layer: str, *_: Any) -> None:
+            for name, parameter in streamed.get_submodule(layer).named_parameters(prefix=layer):
+                assert torch.equal(parameter, plain.get_parameter(name)), name
+                assert not parameter.requires_grad
+                assert parameter.data_ptr() % 64 == tensors[name][1].begin % 64
+                seen.append(name)
+
+        for number, block in enumerate(streamed.transformer.h):
+            block.ln_2.register_forward_hook(partial(look, f"transformer.h.{number}"))
+        streamed(**family("gpt2").inputs())
+        assert len(seen) == len(set(seen)) == 6 * 12
+
+
+# --- many at once
+
+
+def test_threads(folder: Folder) -> None:
+    with both(family("gpt2"), folder("gpt2")) as (streamed, plain):
+        jobs = [family("gpt2").inputs(rows=1, tokens=3 + number) for number in range(8)]
+        new = {"max_new_tokens": 5, "pad_token_id": 0, "do_sample": False}
+        expected = [(plain(**job).logits, plain.generate(**job, **new)) for job in jobs]
+        start = threading.Barrier(4)
+
+        def run(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+            if number < 4:
+                start.wait(30)
+            with torch.no_grad():
+                return streamed(**jobs[number]).logits, streamed.generate(**jobs[number], **new)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert_same(list(pool.map(run, range(8))), expected)
+
+
+# --- casts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+def test_dtype_named(stored: torch.dtype, dtype: str, tmp_path: Path) -> None:
+    llama = family("llama-tied")
+    llama.save(tmp_path, stored)
+    with both(llama, tmp_path, dtype=dtype) as (streamed, _):
+        plain = llama.load_plain(tmp_path, dtype=getattr(torch, dtype))
+        assert streamed.dtype == plain.dtype == getattr(torch, dtype)
+        inputs = llama.inputs()
+        assert_same(streamed(**inputs), plain(**inputs))
+        assert_same(streamed.generate(**inputs, max_new_tokens=4), plain.generate(**inputs, max_new_tokens=4))
+
+
+# --- order
+
+
+class Listening:
+    """A supply that notes which units compute acquires, and passes everything on."""
+
+    def __init__(self, supply: Any) -> None:
+        self._supply = supply
+        self.acquired: list[int] = []
+
+    def acquire(self, unit: int) -> int:
+        self.acquired.append(unit)
+        return int(self._supply.acquire(unit))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._supply, name)
+
+
+@pytest.mark.parametrize("name", ["bert-classify", "vit", "gpt2", "gptj", "llama-tied", "opt", "gpt-neox", "phi"])
+def test_a_complete_pass_takes_every_unit_once_and_in_order(name: str, folder: Folder) -> None:
+    with both(family(name), folder(name)) as (streamed, _):
+        units = len(streamed._hermes_binder.supply._list.units)
+        supply = streamed._hermes_binder.supply = Listening(streamed._hermes_binder.supply)
+        streamed(**family(name).inputs())
+        assert supply.acquired == list(range(units))
+        if family(name).generates:
+            supply.acquired.clear()
+            streamed.generate(**family(name).inputs(), max_new_tokens=3, eos_token_id=None, pad_token_id=0)
+            assert supply.acquired == 3 * list(range(units))

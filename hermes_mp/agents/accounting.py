@@ -1,0 +1,57 @@
+"""What every process of a run takes: sampled for the report, and measured for the division of the budget."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from hermes_mp.agents.crew import LoaderCrew
+from hermes_mp.core.budget import Needs
+from hermes_mp.host import memory
+
+QUICK_S, EXACT_S = 0.1, 0.05  # between two samples
+LOADER_NBYTES = 18 << 20  # what one that is still starting will take
+DAEMON_NBYTES = 30 << 20
+
+
+class Accounting:
+    """`compute` is the process id of compute, 0 while it has none, and `compute_name` what a report calls it."""
+
+    def __init__(self, crew: LoaderCrew, compute_name: str, exactly: bool) -> None:
+        self.compute = 0
+        self._crew, self._compute_name, self._exactly = crew, compute_name, exactly
+        self._file_shares: dict[int, float] = {}
+        self._next_s = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time for another sample."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + (EXACT_S if self._exactly else QUICK_S)
+        return True
+
+    def sample(self, exactly: bool = False) -> tuple[dict[str, int], bool]:
+        """Bytes by process, and whether they are exact (page tables walked) or by the kernel's counters.
+
+        The counters give a library that several processes share in full to each; the share of the last exact look is
+        applied to them.
+        """
+        exactly = exactly or self._exactly
+        pids = {"daemon": os.getpid(), **self._crew.pids()}
+        if self.compute:
+            pids[self._compute_name] = self.compute
+        found: dict[str, int] = {}
+        for name, pid in pids.items():
+            quick = memory.quick(pid)
+            if exactly or pid not in self._file_shares:
+                exact = memory.exact(pid)
+                self._file_shares[pid] = exact.file_nbytes / max(1, quick.file_nbytes)
+            found[name] = quick.private_nbytes + int(self._file_shares[pid] * quick.file_nbytes) + quick.tables_nbytes
+        return found, exactly
+
+    def needs(self, loaders: int, compute_nbytes: int, reserve_nbytes: int) -> Needs:
+        """What must be left beside the slots, by what our processes take now."""
+        each = max([LOADER_NBYTES, *(memory.exact(pid).total_nbytes for pid in self._crew.pids().values())])
+        own = max(DAEMON_NBYTES, memory.exact(os.getpid()).total_nbytes)
+        return Needs(own, each * loaders, compute_nbytes, reserve_nbytes)

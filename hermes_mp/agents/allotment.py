@@ -1,0 +1,56 @@
+"""The slots of a run: how many the budget leaves, where each lies in the arena, and their memory."""
+
+from __future__ import annotations
+
+import mmap
+
+from hermes_mp.core.budget import Needs, share_out
+from hermes_mp.core.unitlist import UnitList
+from hermes_mp.host.arena import Arena
+from hermes_mp.messages import SlotNo
+
+
+class Allotment:
+    """`bases` says where the allocated slots begin; `missing` more are planned. All are `slot_nbytes` long."""
+
+    def __init__(self, arena: Arena, budget: int | None, loaders: int, fixed: int | None) -> None:
+        """`fixed`: so many slots, whatever the budget says; for tests."""
+        self.bases: dict[SlotNo, int] = {}
+        self.slot_nbytes = 0
+        self.missing = 0
+        self._arena, self._budget, self._loaders, self._fixed = arena, budget, loaders, fixed
+
+    @property
+    def planned(self) -> int:
+        return len(self.bases) + self.missing
+
+    def divide(self, units: UnitList, needs: Needs) -> int:
+        """Plan the slots for these units; how many there shall be. Raises BudgetTooSmall."""
+        nbytes = units.slot_nbytes
+        granule = self._arena.granule if nbytes >= 4 * self._arena.granule else mmap.PAGESIZE
+        nbytes = -(-nbytes // granule) * granule
+        share = share_out(self._budget, needs, len(units.units), nbytes, self._loaders)
+        count = share.slots if self._fixed is None else min(self._fixed, len(units.units))
+        if nbytes:
+            count = min(count, self._arena.nbytes // nbytes)
+        self.slot_nbytes = nbytes
+        self.missing = max(0, count - len(self.bases))
+        return count
+
+    def add(self) -> SlotNo:
+        """Give the next missing slot its memory. Raises OutOfMemory; then no more are missing."""
+        slot = next(SlotNo(number) for number in range(len(self.bases) + 1) if SlotNo(number) not in self.bases)
+        wanted, self.missing = self.missing, 0
+        self._arena.allocate(slot * self.slot_nbytes, self.slot_nbytes)
+        self.missing = wanted - 1
+        self.bases[slot] = slot * self.slot_nbytes
+        return slot
+
+    def remove(self, slot: SlotNo) -> None:
+        """Take the slot's memory back; nothing may refer to it any more."""
+        self._arena.free(self.bases.pop(slot), self.slot_nbytes)
+
+    def clear(self) -> None:
+        for slot in list(self.bases):
+            self.remove(slot)
+        self.missing = 0

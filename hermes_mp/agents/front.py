@@ -1,0 +1,62 @@
+"""Who shows a run to people: what the daemon tells it, and a front that shows nothing."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hermes_mp.core.unitlist import UnitList
+from hermes_mp.messages import FromCompute, Ticket, UnitDone, UnitLoaded, UnitNo
+
+
+class Front(Protocol):
+    """It also says when the run is over. `fds` are watched for it."""
+
+    fds: list[int]
+
+    def told(self, message: FromCompute) -> None:
+        """Compute said something that is no business of the daemon's: text, answers, progress, passes."""
+
+    def loaded(self, message: UnitLoaded, unit: UnitNo) -> None: ...
+
+    def done(self, message: UnitDone, unit: UnitNo, loaded_by: Ticket) -> None:
+        """`loaded_by` is the ticket of the load that brought the unit."""
+
+    def ready(self, units: UnitList) -> None:
+        """Compute can be given requests."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line: a loader was lost, slots are fewer than planned."""
+
+    def restarted(self) -> None:
+        """A loader that was lost has a successor."""
+
+    def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
+
+    def readable(self, fd: int) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+class SilentFront:
+    """Shows nothing: the front of a run behind `hermes_mp.load`."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def told(self, message: FromCompute) -> None: ...
+
+    def loaded(self, message: UnitLoaded, unit: UnitNo) -> None: ...
+
+    def done(self, message: UnitDone, unit: UnitNo, loaded_by: Ticket) -> None: ...
+
+    def ready(self, units: UnitList) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def restarted(self) -> None: ...
+
+    def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
+
+    def readable(self, fd: int) -> None: ...
+
+    def tick(self) -> None: ...
