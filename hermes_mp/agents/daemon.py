@@ -38,6 +38,7 @@ from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, 
 from hermes_mp.host import unitcache
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, spawn
+from hermes_mp.host.scheduling import take_short_turns
 from hermes_mp.host.wire import Hub, Peer, Poller
 from hermes_mp.messages import (
     MAX_TEXT_CHARS,
@@ -126,6 +127,7 @@ class Daemon:
             self._poller.watch(fd)
         if settings.has_caller:
             self._poller.watch(settings.caller_death_fd)
+        take_short_turns()
         self.crew.attach(self._poller, self._loader_gone, self._loaders_lost, front.say)
 
     def __enter__(self) -> Daemon:

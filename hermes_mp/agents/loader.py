@@ -23,6 +23,7 @@ from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
 from hermes_mp.host.progress import ProgressBoard
 from hermes_mp.host.reading import FileReader
 from hermes_mp.host.rundir import remove_path
+from hermes_mp.host.scheduling import take_short_turns
 from hermes_mp.host.wire import Link, Peer
 from hermes_mp.messages import Epoch, LoaderFailed, LoaderNo, LoaderStarted, ToLoader, clip
 
@@ -98,6 +99,7 @@ def main(words: list[str]) -> int:
     arguments = LoaderArguments.from_words(words)
     watch = DeathWatch(arguments.parent_pid, arguments.death_fd)
     ignore_interrupts()
+    take_short_turns()
     watch.die_with_parent(lambda: remove_path(Path(arguments.run_dir)))
     number, epoch = LoaderNo(arguments.loader), Epoch(arguments.epoch)
     with contextlib.ExitStack() as stack:

@@ -128,10 +128,10 @@ def _make_bar(stream: TextIO, status: Status) -> Any:
     tqdm.monitor_interval = 0
     layout = "{desc} {percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt}{postfix}" if status.total else "{desc}"
     # A serial console says that it has 0 columns, and tqdm then draws nothing at all.
-    fixed = None if _columns(stream) else 80
+    columns, rows = (None, None) if _columns(stream) else (80, 24)
     return tqdm(
         total=status.total or None, desc=status.text, file=stream, leave=False, bar_format=layout,
-        dynamic_ncols=fixed is None, ncols=fixed,
+        dynamic_ncols=columns is None, ncols=columns, nrows=rows,
     )  # fmt: skip
 
 

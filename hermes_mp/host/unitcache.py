@@ -46,7 +46,7 @@ def recall(path: Path) -> Remembered | None:
         document = json.loads(path.read_text(encoding="utf-8"))
         units = UnitList.from_json(document["units"])
         return Remembered(units, int(document["base_nbytes"]), int(document["reserve_nbytes"]))
-    except (OSError, ValueError, KeyError, TypeError, BadMessage):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, BadMessage):
         return None
 
 

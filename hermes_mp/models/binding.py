@@ -67,7 +67,7 @@ class Binder:
     def end(self, complete: bool) -> None:
         try:
             if self._depth == 1:
-                self._drop_lingering()
+                self._drop_all()
                 self.supply.pass_ended(complete)
         finally:
             self._depth -= 1
@@ -102,6 +102,14 @@ class Binder:
             unit, self._lingering = self._lingering, None
             del self._bases[unit]
             self.supply.release(unit, True)
+
+    def _drop_all(self) -> None:
+        """At the end of a pass: the lingering unit, and those that Ctrl-C in the midst of binding left behind."""
+        for unit in list(self._bases):
+            del self._bases[unit]
+            self.supply.release(unit, self._lingering == unit)
+        self._active.clear()
+        self._lingering = None
 
     # --- pieces
 

@@ -92,6 +92,11 @@ class StreamedModel:
     def compile(self, *args: Any, **kwargs: Any) -> NoReturn:
         self._refuse("compile()")
 
+    @property
+    def _torchdynamo_orig_callable(self) -> NoReturn:
+        """What `torch.compile` asks of a model first."""
+        self._refuse("torch.compile()")
+
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> NoReturn:
         self._refuse("resize_token_embeddings()")
 

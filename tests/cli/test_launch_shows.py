@@ -23,6 +23,13 @@ def events(trace: Path, row: str, name: str = "") -> list[dict[str, Any]]:
     return sorted(mine, key=lambda event: event["ts"])
 
 
+def screen_lines(written: str) -> list[str]:
+    """What stands on a terminal that was written this."""
+    screen = Screen(COLUMNS)
+    screen.feed(written.replace("\r\n", "\n"))
+    return screen.lines()
+
+
 def test_the_report_has_every_figure(models: Path, home: Path) -> None:
     arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 6, "--memory", "480MiB")
     ended = launch(home, *arguments, "--sample-memory")
@@ -32,11 +39,11 @@ def test_the_report_has_every_figure(models: Path, home: Path) -> None:
     for line in (
         rf"^pass      {number} s \(median of 6\), {number} % of it waiting for weights$",
         rf"^token     {number} s \(median of 5\); first {number} s$",
-        rf"^read      9[0-9] MiB per pass, at {number} MB/s \((direct|buffered|mixed)\), (.* in vain, )?"
+        rf"^read      [0-9]+ MiB per pass, at {number} MB/s \((direct|buffered|mixed)\), (.* in vain, )?"
         rf"first after {number} s$",
         r"^memory    [0-9]+ MiB at most, of 480 MiB allowed$",
         r"^ +daemon [0-9]+ MiB, loader 0 [0-9]+ MiB, .*loader 2 [0-9]+ MiB, compute [0-9]+ MiB, slots [0-9]+ MiB$",
-        rf"^loaders   3; [0-9]+ slots of 1[23] MiB(, {number} units resident)?, .*pages$",
+        rf"^loaders   3; [0-9]+ slots of 1[2-4] MiB(, {number} units resident)?, .*pages$",
     ):
         assert re.search(line, shown, re.MULTILINE), f"{line} is not in\n{shown}"
     peak = int(re.findall(r"memory +([0-9]+) MiB", shown)[0])
@@ -67,9 +74,10 @@ def test_a_trace_has_a_row_for_every_agent(models: Path, home: Path) -> None:
 def test_a_terminal_is_never_silent(models: Path, home: Path, stopped: str) -> None:
     """The loaders hang: for 4 s nothing at all happens, and still something moves on the screen."""
     arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 40)
+    plain = launch(home.with_name("plain"), *arguments, "--quiet").out
     with Launch(home, *arguments, "--loaders", 2, terminal=True) as run:
         if stopped == "within it":
-            run.wait_for(lambda run: "\x1b7" in run.out)  # the cursor is saved: words behind the text
+            run.wait_for(lambda run: any(line.startswith(plain[:4]) for line in screen_lines(run.out)))
         loaders = [run.process(f"loader {number}") for number in range(2)]
         for pid in loaders:
             run.send(pid, signal.SIGSTOP)
@@ -80,11 +88,8 @@ def test_a_terminal_is_never_silent(models: Path, home: Path, stopped: str) -> N
         ended = run.ended()
     assert ended.code == 0
     assert max(run.silences) < 2
-    plain = launch(home.with_name("plain"), *arguments, "--quiet")
-    screen = Screen(COLUMNS)
-    screen.feed(ended.out)
-    shown = "\n".join(screen.lines()).split("\n\npass ")[0]
-    assert shown.replace("\n", "") == plain.out.replace("\n", ""), "the answer is all that stays"
+    shown = "\n".join(screen_lines(ended.out)).split("\n\npass ")[0]
+    assert shown.replace("\n", "") == plain.replace("\n", ""), "the answer is all that stays"
 
 
 def test_a_serial_console_without_a_size_shows_progress_too(models: Path, home: Path) -> None:

@@ -1,0 +1,62 @@
+"""`--memory` through the command: too small is refused with the least that would do, and that does; who takes how much."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from launching import Launch, launch
+
+from hermes_mp.host import memory
+
+MIB = 1 << 20
+LOADER_NBYTES, DAEMON_NBYTES = 20 * MIB, 35 * MIB
+ARGUMENTS = ("--prompt", "the ship", "--max-new-tokens", 8, "--json")
+
+
+def test_too_small_a_budget_names_one_that_will_do(models: Path, home: Path) -> None:
+    trace = home.with_name("trace.json")
+    refused = launch(home, "--model", models / "big", *ARGUMENTS, "--memory", "200MiB", "--trace", trace)
+    assert refused.code == 16
+    assert refused.object["error"]["line"] == refused.line
+    assert "read unit" not in trace.read_text(), "it was refused before a weight was read"
+    found = re.search(r"the smallest budget for this model, context and batch is ([0-9]+) MiB", refused.line)
+    assert found, refused.line
+    smallest = int(found[1])
+    enough = launch(
+        home.with_name("enough"), "--model", models / "big", *ARGUMENTS, "--memory", f"{smallest + 4}MiB",
+        "--sample-memory",
+    )  # fmt: skip
+    assert enough.code == 0, enough.err
+    budget = enough.object["report"]["memory"]
+    assert budget["exact"]
+    assert budget["budget_nbytes"] == (smallest + 4) * MIB
+    assert 200 * MIB < budget["peak_nbytes"] <= budget["budget_nbytes"]
+    plain = launch(home.with_name("plain"), "--model", models / "big", *ARGUMENTS)
+    assert enough.object["answers"] == plain.object["answers"]
+
+
+def test_loaders_and_daemon_are_small(models: Path, home: Path) -> None:
+    """In a run that is under way; what they may import is held by tests/test_structure.py, and here by their maps."""
+    with Launch(home, "--model", models / "big", "--max-new-tokens", 2, lines=True) as run:
+        run.write("the ship\n")
+        run.wait_for(lambda run: run.out.endswith("\n"))
+        loaders = [run.process(f"loader {number}") for number in range(3)]
+        for pid in loaders:
+            assert memory.uss_nbytes(pid) <= LOADER_NBYTES
+        assert memory.uss_nbytes(run.pid) <= DAEMON_NBYTES
+        for pid in (run.pid, *loaders):
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            assert "zmq" in maps
+            assert not re.search(r"torch|numpy|tokenizers", maps)
+        assert "libtorch" in Path(f"/proc/{run.process('compute')}/maps").read_text()
+        assert run.ended().code == 0
+
+
+def test_a_call_larger_than_what_was_reserved_is_refused_with_both_numbers(models: Path, home: Path) -> None:
+    arguments = ("--model", models / "big", "--memory", "480MiB", "--context", 16, "--max-new-tokens", 4)
+    ended = launch(home, *arguments, "--json", stdin="cold\n" + 30 * " the ship" + "\ncold\n")
+    good, bad, again = ended.object["answers"]
+    assert good == again
+    assert bad["error"]["exit_code"] == ended.code == 17
+    assert re.search(r"need [0-9.]+ MiB, but [0-9.]+ MiB are reserved, for 1 of 16", ended.line)
