@@ -16,18 +16,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from board import Unavailable, drop_caches, memory_limit
-from cases import CASES
+from cases import CASES, passes
 
 from hermes_mp.host import memory
 
 EVERY_S = 0.05
 BUDGETS_MIB = {"bert-large-128": 700, "vit-large": 600, "llama-3.2-1b-decode": 1280, "gpt-j-6b-decode": 2560}
+CONTEXTS = {"gpt-j-6b-decode": 1024}  # its attention is quadratic in memory: 2048 positions alone take 1.7 GiB
 PASSES = {"bert-large-128": 5, "vit-large": 5, "llama-3.2-1b-decode": 8, "gpt-j-6b-decode": 3}
 
 
@@ -45,7 +46,11 @@ def main() -> None:
         return
     for case in options.cases or BUDGETS_MIB:
         mib = options.mib or BUDGETS_MIB[case]
-        print(f"{case} in {mib} MiB, {options.loaders} loaders, {PASSES[case]} passes", flush=True)
+        print(
+            f"{case} in {mib} MiB, {options.loaders} loaders, context {CONTEXTS.get(case, 'by default')}, "
+            f"{PASSES[case]} passes",
+            flush=True,
+        )
         print(f"  sampled: {describe(start(case, mib, options, sample=True))}", flush=True)
         try:
             print(f"  cgroup:  {judged(case, mib, options)}", flush=True)
@@ -61,9 +66,7 @@ def start(case: str, mib: int, options: argparse.Namespace, sample: bool, folder
             (folder / "cgroup.procs").write_text(str(os.getpid()))
 
     words = ["--models", str(options.models), "--run", case, str(mib), str(options.loaders), "yes" if sample else "no"]
-    done = subprocess.run(
-        [sys.executable, __file__, *words], preexec_fn=enter, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    done = subprocess.run([sys.executable, __file__, *words], preexec_fn=enter, capture_output=True, text=True)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [""]
         return {"failed": f"exit code {done.returncode}: {last[0]}"}
@@ -104,20 +107,19 @@ def run(case: str, models: Path, mib: int, loaders: int, sample: bool) -> dict[s
     """Load the case in this process and run its passes."""
     from hermes_mp import load
 
-    wanted = CASES[case]
-    with sampling(sample) as peak:
-        with load(models / wanted.model, loaders=loaders, memory=mib << 20, context=512) as model:
-            import torch
-            from cases import passes
+    wanted, context = CASES[case], CONTEXTS.get(case)
+    with (
+        sampling(sample) as peak,
+        load(models / wanted.model, loaders=loaders, memory=mib << 20, context=context) as model,
+    ):
+        import torch
 
-            divided = model._hermes_binder.supply.divided
-            peak.arena_fd = model._hermes_binder.supply._arena.fd
-            with torch.inference_mode():
-                one = passes(wanted, model)
-                for _ in range(PASSES[case]):
-                    logits = one()
-            answer = int(logits[0].reshape(-1, logits.shape[-1])[-1].argmax())
-            peak.arena_fd = -1
+        divided = model._hermes_binder.supply.divided
+        with torch.inference_mode():
+            one = passes(wanted, model)
+            for _ in range(PASSES[case]):
+                logits = one()
+        answer = int(logits[0].reshape(-1, logits.shape[-1])[-1].argmax())
     return peak.found | {"budget": mib << 20, "slots": divided.slots, "slot": divided.slot_nbytes, "answer": answer}
 
 
@@ -125,7 +127,6 @@ class Peak:
     """Samples on a thread of its own until stopped; keeps the largest total and what it was made of."""
 
     def __init__(self) -> None:
-        self.arena_fd = -1
         self.found: dict[str, Any] = {"peak": 0, "parts": {}, "arena": 0, "samples": 0}
         self.stop = threading.Event()
 
@@ -141,17 +142,26 @@ class Peak:
             if found.total_nbytes:
                 name = "caller" if process.pid == me.pid else title(process)
                 parts[name] = (found.private_nbytes, found.file_nbytes, found.tables_nbytes)
-        arena = os.fstat(self.arena_fd).st_blocks * 512 if self.arena_fd >= 0 else 0
+        arena = arena_nbytes()
         total = arena + sum(sum(part) for part in parts.values())
         self.found["samples"] += 1
         if total > self.found["peak"]:
             self.found.update(peak=total, parts=parts, arena=arena)
 
 
+def arena_nbytes() -> int:
+    """What the arena among this process's files has allocated."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("/memfd:hermes-arena"):
+                return os.fstat(int(name)).st_blocks * 512
+    return 0
+
+
 def title(process: psutil.Process) -> str:
     try:
-        return f"{' '.join(process.cmdline()[:2])[:20]} {process.pid}"
-    except psutil.NoSuchProcess:
+        return process.cmdline()[0].removeprefix("hermes: ").split("\0")[0].strip() or process.name()
+    except (psutil.NoSuchProcess, IndexError):
         return str(process.pid)
 
 

@@ -44,8 +44,9 @@ class Ended:
 
     @property
     def line(self) -> str:
-        """The one line of an error, where nothing else was said but progress."""
-        (line,) = [one for one in self.err.splitlines() if one.startswith("hermes-launch: ")]
+        """The one line of an error, where nothing else was said but progress and that the hub is asked."""
+        lines = [one for one in self.err.splitlines() if one.startswith("hermes-launch: ")]
+        (line,) = [one for one in lines if not one.endswith(" on the hub")]
         assert "Traceback" not in self.err
         return line.removeprefix("hermes-launch: ")
 
@@ -184,6 +185,15 @@ class Launch:
 
         self.wait_for(lambda _: find())
         return find()[0]
+
+    def loaders(self) -> list[int]:
+        """Those that are up now, by number."""
+        found = {title: pid for pid, title in self.processes().items() if title.startswith("hermes: loader ")}
+        return [found[title] for title in sorted(found)]
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def send(self, pid: int, number: signal.Signals) -> None:
         """A signal to a process of the run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-from hermes_mp.core.budget import Needs, share_out
+from hermes_mp.core.budget import MIN_SLOTS, Needs, share_out
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.host.arena import Arena
 from hermes_mp.messages import SlotNo
@@ -24,13 +24,19 @@ class Allotment:
     def planned(self) -> int:
         return len(self.bases) + self.missing
 
-    def divide(self, units: UnitList, needs: Needs) -> int:
-        """Plan the slots for these units; how many there shall be. Raises BudgetTooSmall."""
+    def divide(self, units: UnitList, needs: Needs, remembered: bool) -> int:
+        """Plan the slots for these units; how many there shall be. Raises BudgetTooSmall.
+
+        What is `remembered` of compute may be less than it takes today (how much of torch's libraries counts depends
+        on who else uses them): then a window's worth at most, and one slot less than there would be room for.
+        """
         nbytes = units.slot_nbytes
         granule = self._arena.granule if nbytes >= 4 * self._arena.granule else mmap.PAGESIZE
         nbytes = -(-nbytes // granule) * granule
         share = share_out(self._budget, needs, len(units.units), nbytes, self._loaders)
         count = share.slots if self._fixed is None else min(self._fixed, len(units.units))
+        if remembered and self._budget is not None:
+            count = max(min(count, MIN_SLOTS), min(count - 1, self._loaders + 1))
         if nbytes:
             count = min(count, self._arena.nbytes // nbytes)
         self.slot_nbytes = nbytes

@@ -143,7 +143,7 @@ class Daemon:
         known = unitcache.recall(self._cache)
         if known is not None and self._is_of_this_checkpoint(known.units):
             try:
-                self._adopt(known.units, self._needs(known.base_nbytes, known.reserve_nbytes))
+                self._adopt(known.units, self._needs(known.base_nbytes, known.reserve_nbytes), remembered=True)
             except HermesError:
                 self.mind = None  # compute's own figures will tell; a guess refuses nobody
         if not self.settings.has_caller:
@@ -372,9 +372,9 @@ class Daemon:
     def _needs(self, base_nbytes: int, reserve_nbytes: int) -> Needs:
         return self.accounting.needs(self.settings.loaders, base_nbytes, reserve_nbytes)
 
-    def _adopt(self, units: UnitList, needs: Needs) -> None:
+    def _adopt(self, units: UnitList, needs: Needs, remembered: bool = False) -> None:
         """Run on these units from now on, with the slots that the budget leaves."""
-        count = self.slots.divide(units, needs)
+        count = self.slots.divide(units, needs, remembered)
         if self.mind is None:
             self.units = units
             if units.units:

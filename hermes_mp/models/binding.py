@@ -12,7 +12,8 @@ import inspect
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ class Binder:
         at = self._layouts[piece.unit].at
         for bound in piece.bounds:
             info = bound.source.info
-            bound.module._parameters[bound.leaf] = view(  # type: ignore[assignment]
+            bound.module._parameters[bound.leaf] = weight_at(
                 self.supply.buffer, base + at[info.name], info.shape, bound.source
             )
 
@@ -128,15 +129,35 @@ class Binder:
         self.drop(piece.unit, not complete or self._last_piece[piece.unit] == id(piece))
 
 
-def view(buffer: Any, offset: int, shape: tuple[int, ...], source: Source) -> torch.Tensor:
-    """The tensor at byte `offset`, without a copy unless its dtype differs from the file's. Never requires grad."""
+def weight_at(buffer: Any, offset: int, shape: tuple[int, ...], source: Source) -> nn.Parameter:
+    """The weight at byte `offset`, without a copy unless its dtype differs from the file's. Use it `as_loaded`.
+
+    It says that it requires grad, as loaded ones do: by that flag torch chooses between two ways to multiply a batch
+    whose rows do not lie one after the other (`should_fold` in ATen/native/LinearAlgebra.cpp), with other last bits.
+    """
     count = 1
     for extent in shape:
         count *= extent
-    if not count:
-        return torch.empty(shape, dtype=source.dtype)
-    tensor = torch.frombuffer(buffer, dtype=source.file_dtype, count=count, offset=offset).view(shape)
-    return tensor if source.dtype == source.file_dtype else tensor.to(source.dtype)
+    with torch.inference_mode(False):
+        if not count:
+            return nn.Parameter(torch.empty(shape, dtype=source.dtype))
+        tensor = torch.frombuffer(buffer, dtype=source.file_dtype, count=count, offset=offset).view(shape)
+        return nn.Parameter(tensor if source.dtype == source.file_dtype else tensor.to(source.dtype))
+
+
+@contextmanager
+def as_loaded() -> Iterator[None]:
+    """Around what computes with bound weights: nothing may collect gradients, and autocast may not keep its casts.
+
+    It keeps those of weights that require grad until it ends: in time the whole model.
+    """
+    keeps = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(keeps)
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
@@ -164,7 +185,8 @@ def hook_piece(binder: Binder, piece: Piece, shared: dict[Source, Placeholder]) 
         try:
             binder.bind(piece)
             try:
-                output = call(module, *args, **kwargs)
+                with as_loaded():
+                    output = call(module, *args, **kwargs)
                 complete = True
                 return output
             finally:

@@ -6,10 +6,12 @@ by the same kernels in the same order. Knows the supply, not the processes behin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
-from hermes_mp.models.binding import Binder, byte_view, view
+from hermes_mp.models.binding import Binder, as_loaded, byte_view, weight_at
 from hermes_mp.models.units import Matrix
 
 
@@ -46,23 +48,43 @@ class SuppliedMatrix:
 
         `inputs` is made a fresh 2-D tensor: a slice such as `h[:, -1:, :]` makes torch copy the whole weight.
         """
-        source = self._matrix.source
-        count, columns = source.info.shape
+        columns = self._matrix.source.info.shape[1]
         flat = inputs.reshape(-1, columns)
         if inputs.dim() != 2 or not inputs.is_contiguous() or flat.stride() != (columns, 1):
             flat = torch.empty((flat.shape[0], columns), dtype=inputs.dtype).copy_(flat)
+        fused = inputs.dim() == 2 or _computed_as(inputs).is_contiguous()
         out: torch.Tensor | None = None
+        for first, last, weight in self._weights():
+            added = None if bias is None else bias[first:last]
+            with as_loaded():
+                part = F.linear(flat, weight, added if fused else None)
+                if added is not None and not fused:
+                    part += added  # as torch does: half precision is rounded once more than by the fused way
+            del weight
+            if out is None:
+                whole = last - first == self._matrix.source.info.shape[0]
+                out = part if whole else part.new_empty((flat.shape[0], self._matrix.source.info.shape[0]))
+            if out is not part:
+                out[:, first:last] = part
+        assert out is not None
+        return out.view(*inputs.shape[:-1], -1)
+
+    def _weights(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """The matrix as (first row, last row excluded, these rows), each valid until the next one is asked for."""
+        source = self._matrix.source
+        columns = source.info.shape[1]
         for block in self._matrix.blocks:
             base = self._binder.hold(block.unit)
             try:
-                weight = view(self._binder.supply.buffer, base + block.at, (block.last - block.first, columns), source)
-                part = F.linear(flat, weight, None if bias is None else bias[block.first : block.last])
-                del weight
+                offset = base + block.at
+                rows = weight_at(self._binder.supply.buffer, offset, (block.last - block.first, columns), source)
+                yield block.first, block.last, rows
             finally:
                 self._binder.drop(block.unit, True)
-            if out is None:
-                out = part if len(self._matrix.blocks) == 1 else part.new_empty((flat.shape[0], count))
-            if out is not part:
-                out[:, block.first : block.last] = part
-        assert out is not None
-        return out.view(*inputs.shape[:-1], count)
+
+
+def _computed_as(inputs: torch.Tensor) -> torch.Tensor:
+    """What a linear map is given: autocast casts first, and a cast may lay the rows one after the other."""
+    if torch.is_autocast_enabled("cpu") and inputs.is_floating_point() and inputs.dtype != torch.float64:
+        return inputs.to(torch.get_autocast_dtype("cpu"))
+    return inputs

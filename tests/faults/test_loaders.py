@@ -1,0 +1,97 @@
+"""A loader may be killed or hang at any moment: the same answer, later, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from launching import Launch, launch
+
+ARGUMENTS = ("--prompt", "the ship", "--max-new-tokens", 24)
+
+
+@pytest.fixture(scope="module")
+def answer(models: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a run without faults says."""
+    home = tmp_path_factory.mktemp("answer") / "home"
+    return launch(home, "--model", models / "big", *ARGUMENTS, "--quiet").out
+
+
+@pytest.mark.parametrize("loaders", [1, 3])
+def test_loaders_killed_with_every_piece_of_text(models: Path, home: Path, answer: str, loaders: int) -> None:
+    """Whichever loader is alive, and whatever it is at: five of them may die in 30 s before one is given up."""
+    killed: set[int] = set()
+    with Launch(home, "--model", models / "big", *ARGUMENTS, "--loaders", loaders) as run:
+        while len(killed) < 4 * loaders:
+            seen = len(run.out)
+            run.wait_for(lambda run, seen=seen: len(run.out) > seen)
+            victim = next((pid for pid in run.loaders() if pid not in killed), None)
+            if victim is not None:
+                run.send(victim, signal.SIGKILL)
+                killed.add(victim)
+            if run.out.endswith("\n"):
+                break
+        ended = run.ended()
+    assert ended.code == 0
+    assert ended.out == answer
+    assert 3 <= ended.err.count("ended (killed by SIGKILL)") <= len(killed)  # the end of the run may be first
+    assert re.search(rf"^loaders   {loaders} \([0-9]+ restarted\)", ended.err, re.MULTILINE)
+
+
+def test_a_loader_killed_while_it_reads(models: Path, home: Path, answer: str) -> None:
+    """Stopped, so that whatever was lent to it is still lent when it dies."""
+    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
+        run.wait_for(lambda run: run.out)
+        loaders = run.loaders()
+        for pid in loaders:
+            run.send(pid, signal.SIGSTOP)
+        run.send(loaders[0], signal.SIGKILL)
+        run.send(loaders[1], signal.SIGKILL)
+        run.send(loaders[2], signal.SIGCONT)
+        ended = run.ended()
+    assert (ended.code, ended.out) == (0, answer)
+
+
+def test_a_loader_that_hangs_is_worked_around(models: Path, home: Path, answer: str) -> None:
+    """It never wakes up again: its unit is read by another, and the end of the run does not wait for it."""
+    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
+        run.wait_for(lambda run: run.out)
+        run.send(run.loaders()[0], signal.SIGSTOP)
+        ended = run.ended()
+    assert (ended.code, ended.out) == (0, answer)
+
+
+def test_all_loaders_hang_and_wake_up(models: Path, home: Path, answer: str) -> None:
+    """For longer than the soft deadline: their late news is of units that were asked for again."""
+    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
+        run.wait_for(lambda run: run.out)
+        loaders = run.loaders()
+        for pid in loaders:
+            run.send(pid, signal.SIGSTOP)
+        stopped_s = run.now_s
+        run.wait_for(lambda run: run.now_s > stopped_s + 3)
+        for pid in loaders:
+            run.send(pid, signal.SIGCONT)
+        ended = run.ended()
+    assert (ended.code, ended.out) == (0, answer)
+
+
+def test_loaders_that_die_again_and_again_are_given_up_one_by_one(models: Path, home: Path) -> None:
+    """Every loader is killed as soon as it shows up: at last the run ends, with one line and its exit code."""
+    with Launch(home, "--model", models / "big", *ARGUMENTS, "--loaders", 2) as run:
+        run.wait_for(lambda run: run.out)
+
+        def kill_all(run: Launch) -> bool:
+            for pid in run.loaders():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return "going on with 1 loaders" in run.err and not run.is_running
+
+        run.wait_for(kill_all)
+        ended = run.ended()
+    assert ended.code == 43
+    assert "Traceback" not in ended.err
