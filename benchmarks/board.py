@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 CGROUPS = Path("/sys/fs/cgroup")
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
@@ -122,6 +123,16 @@ def memory_limit(nbytes: int) -> Iterator[Path]:
         yield folder
     finally:
         remove_group(folder)
+
+
+def undo_when_ended() -> None:
+    """Make SIGTERM and SIGINT exceptions, even in a background job of a shell, so that the contexts are left."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, leave)
 
 
 def drop_caches() -> None:

@@ -3,7 +3,7 @@
     python benchmarks/pass_time.py --models bench-models              every case, disk and kind of pages (an hour)
     python benchmarks/pass_time.py bert-large-128 --disk 400 --huge on
 
-Every round measures, one after the other: the raw rate (best of 1 to 4 readers), the first pass after a pause, passes
+Every round measures, one after the other: the raw rate (of as many bytes), the first pass after a pause, passes
 in a row on streamed weights, passes of plain transformers with all weights in memory. Medians over the rounds; each
 round's own raw rate makes its bound. Disks are capped by cgroup v1 (root). Memory is not sampled here.
 """
@@ -22,14 +22,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from board import Unavailable, capped_disk, preferred, shmem_huge_pages
+from board import Unavailable, capped_disk, preferred, shmem_huge_pages, undo_when_ended
 from cases import CASES
-from raw_read import RawReader, largest_file
+from raw_read import CHUNKS_MIB, READERS, RawReader, largest_file
 
 DEFAULT = ("bert-large-32", "bert-large-128", "vit-large", "llama-3.2-1b-decode")
-RAW_S = 0.5  # of reading per reader count and round
+SURVEY_S = 0.5  # of reading, to find the best numbers of readers and sizes of chunks
+CANDIDATES = 2  # so many of them are measured in every round, the best one counts
 BURST_NBYTES = 150 * 10**6  # read untimed first: after a pause a capped disk grants more than its cap
-CHUNKS_MIB = (1, 4, 8, 16)
 
 
 class Worker:
@@ -97,14 +97,18 @@ def measure(case: str, directory: Path, disk: int, options: argparse.Namespace) 
         reader = RawReader(largest_file(directory))
         stack.callback(reader.close)
         streamed = stack.enter_context(Worker("streamed", directory, case, options.loaders, options.memory))
-        nbytes = int(RAW_S * (disk or 1600) * 10**6)
-        chunk = max(CHUNKS_MIB, key=lambda mib: reader.best(nbytes, mib).nbytes_per_s)
+        surveyed = [
+            reader.rate(readers, mib, int(SURVEY_S * (disk or 2000) * 10**6))
+            for mib in CHUNKS_MIB
+            for readers in READERS
+        ]
+        candidates = sorted(surveyed, key=lambda rate: -rate.nbytes_per_s)[:CANDIDATES]
         plain.run(2)
-        streamed.run(2)
+        nbytes = streamed.run(2)["nbytes"] // 2
         rounds = []
         for _ in range(options.rounds):
-            reader.read(1, chunk, BURST_NBYTES)
-            raw = reader.best(nbytes, chunk).nbytes_per_s
+            reader.read(1, candidates[0].chunk_mib, BURST_NBYTES)
+            raw = max(reader.rate(one.readers, one.chunk_mib, nbytes).nbytes_per_s for one in candidates)
             cold = streamed.run(1)["seconds"]
             row = streamed.run(count)
             resident = plain.run(count)["seconds"] / count
@@ -127,6 +131,7 @@ def line(case: str, disk: int, rounds: list[Round], pages: str) -> str:
 
 
 def main() -> None:
+    undo_when_ended()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--models", type=Path, default=Path("bench-models"), help="made by make_models.py")

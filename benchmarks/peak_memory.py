@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from board import Unavailable, drop_caches, memory_limit
+from board import Unavailable, drop_caches, memory_limit, undo_when_ended
 from cases import CASES, passes
 
 from hermes_mp.host import memory
@@ -33,6 +33,7 @@ PASSES = {"bert-large-128": 5, "vit-large": 5, "llama-3.2-1b-decode": 8, "gpt-j-
 
 
 def main() -> None:
+    undo_when_ended()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(BUDGETS_MIB)}")
     parser.add_argument("--models", type=Path, default=Path("bench-models"), help="made by make_models.py")

@@ -76,11 +76,6 @@ class RawReader:
     def rate(self, readers: int, chunk_mib: int, nbytes: int) -> Rate:
         return Rate(readers, chunk_mib, nbytes / self.read(readers, chunk_mib, nbytes))
 
-    def best(self, nbytes: int, chunk_mib: int) -> Rate:
-        """The best of 1 to 4 readers, each reading `nbytes` once."""
-        rates = [self.rate(readers, chunk_mib, nbytes) for readers in READERS]
-        return max(rates, key=lambda rate: rate.nbytes_per_s)
-
     def close(self) -> None:
         self._arena.close()
         os.close(self._fd)

@@ -1,7 +1,7 @@
 """`load`: a transformers model for inference whose weights stream in, with this process as the compute agent.
 
-The daemon is this process's child and ends with it. No signal handler is touched, no thread is started. Dropping the
-model, leaving `with`, or the end of the interpreter ends everything behind it.
+The daemon is this process's child and ends with it. No signal handler is touched; the only threads are ZeroMQ's.
+Dropping the model, leaving `with`, or the end of the interpreter ends everything behind it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def _build(config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_cal
         (lambda call: check_call(footprint, call)) if limited else (lambda call: None),
         (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
     )
+    behind.lock = model._hermes_binder.lock
     settle(prepared.skeleton.dtype)
     base = host_memory.exact(os.getpid()).total_nbytes if count_caller else 0
     behind.supply.describe(base, footprint.reserve_nbytes)
@@ -99,6 +101,7 @@ class _Behind:
     def __init__(self, config: RunConfig, checkpoint: Checkpoint, slots: int | None) -> None:
         self._pid = os.getpid()
         self._closed = False
+        self.lock = threading.RLock()  # whoever holds it may use the link
         self._death = DeathPipe()
         self._arena = make_arena(config.memory)
         read_fd, ready_fd = os.pipe()
@@ -137,7 +140,12 @@ class _Behind:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        self.supply.close()
+        self._death.close()  # a call that runs in another thread now ends with DaemonLost
+        if self.lock.acquire(timeout=LEAVE_S):
+            try:
+                self.supply.close()
+            finally:
+                self.lock.release()
         self._stop_daemon()
 
     def _stop_daemon(self) -> None:
@@ -145,6 +153,8 @@ class _Behind:
         if self._daemon.reap(LEAVE_S) is None:
             self._daemon.kill()
             self._daemon.reap(LEAVE_S)
+        if self._arena.fd >= 0:
+            self._arena.free(0, self._arena.nbytes)  # its mapping lives on with the model, its memory need not
         self._arena.close()
         if self._run_dir is not None:
             remove_path(self._run_dir)  # where the daemon was killed

@@ -149,6 +149,13 @@ class ReadFailed(MachineError):
     attempt = "check the disk (dmesg) and the file"
 
 
+class DownloadFailed(MachineError):
+    """The hub answered, but the files did not arrive: a full disk, a download that was killed."""
+
+    exit_code = 32
+    attempt = "check the disk's free space, then run it again: what has arrived is kept"
+
+
 class PeerError(HermesError):
     """A process of ours is gone or talks nonsense."""
 

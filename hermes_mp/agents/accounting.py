@@ -46,7 +46,8 @@ class Accounting:
             quick = memory.quick(pid)
             if exactly or pid not in self._file_shares:
                 exact = memory.exact(pid)
-                self._file_shares[pid] = exact.file_nbytes / max(1, quick.file_nbytes)
+                # At most all: a process that has just begun its program may have had none of it a moment before.
+                self._file_shares[pid] = min(1.0, exact.file_nbytes / max(1, quick.file_nbytes))
             found[name] = quick.private_nbytes + int(self._file_shares[pid] * quick.file_nbytes) + quick.tables_nbytes
         return found, exactly
 

@@ -6,15 +6,17 @@ It never touches the terminal; what it has to say goes to the daemon as messages
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.supplying import LinkedSupply
-from hermes_mp.errors import HermesError
+from hermes_mp.errors import DaemonLost, HermesError, OutOfMemory
 from hermes_mp.host import memory
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
@@ -45,19 +47,27 @@ def main(arguments: Sequence[str]) -> int:
     from setproctitle import setproctitle
 
     setproctitle("hermes: compute")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager sends it to all of us: the daemon decides
     link: Link[ToCompute] = Link(
         settings["endpoint"], Peer("compute", 0, settings["epoch"]), ToCompute, daemon_fd=settings["death_fd"]
     )
     try:
         _Compute(settings, link).run()
+    except DaemonLost as error:
+        return error.exit_code  # nobody is left to be told
     except HermesError as error:
-        link.send(ComputeFailed(error.exit_code, clip(error.line()), ""))
-        return error.exit_code
+        return _report(link, ComputeFailed(error.exit_code, clip(error.line()), ""))
     except Exception as error:  # an entry point: whatever it is becomes a message
         text = clip(f"{type(error).__name__}: {error}", 2000)
-        link.send(ComputeFailed(70, text, clip(traceback.format_exc(), 8000)))
-        return 70
+        return _report(link, ComputeFailed(70, text, clip(traceback.format_exc(), 8000)))
     return 0
+
+
+def _report(link: Link[ToCompute], last_words: ComputeFailed) -> int:
+    with contextlib.suppress(DaemonLost):
+        link.send(last_words)
+        link.close(last_words=True)
+    return last_words.exit_code
 
 
 class _Compute:
@@ -122,6 +132,12 @@ class _Compute:
             answer = task.answer(whole, say, request.final)
         except HermesError as error:
             self.link.send(RequestFailed(request.request, error.exit_code, clip(error.line())))
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+                raise
+            full = OutOfMemory("no memory for the answer's activations", "lower --context or --batch, or ask for less")
+            self.link.send(RequestFailed(request.request, full.exit_code, full.line()))
             return
         parts = _parts(json.dumps(answer))
         for number, part in enumerate(parts):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hermes_mp.host.wire import Poller
     from hermes_mp.ids import Epoch, LoaderNo
 
-CHUNK_NBYTES = 8 << 20
+CHUNK_NBYTES = 16 << 20  # 8 MiB was 5 % slower at full speed, 32 no faster
 
 
 class LoaderCrew:
@@ -80,10 +80,12 @@ class LoaderCrew:
         self._reap(key, 0.0)
         return True
 
-    def settle(self, timeout_s: float) -> None:
-        """Wait until every loader that was killed is gone; their successors are then on their way."""
-        for number, epoch in list(self._children):
-            self._reap((number, epoch), timeout_s)
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until all present loaders, just killed, are gone (else False); their successors are on their way."""
+        killed = list(self._children)
+        for key in killed:
+            self._reap(key, timeout_s)
+        return not set(killed) & set(self._children)
 
     def stop(self, timeout_s: float) -> None:
         """Wait for all to leave, then kill those that have not; nothing is left afterwards."""

@@ -34,7 +34,7 @@ from hermes_mp.core.pipeload import (
     Tick,
 )
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
-from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, PeerError, revived
+from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, ReadFailed, revived
 from hermes_mp.host import unitcache
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, spawn
@@ -117,6 +117,7 @@ class Daemon:
         self._leased: dict[Ticket, tuple[UnitNo, Ticket]] = {}
         self._started: dict[Peer, LoaderStarted] = {}
         self._compute: Child | None = None
+        self.divided = False
         self._outbox: deque[object] = deque()  # for compute, while it is not connected or its queue is full
 
         self._quarters = quarters
@@ -168,8 +169,12 @@ class Daemon:
         for index, part in enumerate(parts):
             self._to_compute(RunRequest(number, index, index == len(parts) - 1, final, part))
 
+    def watch(self, fd: int) -> None:
+        """The front wants to know when this descriptor is readable."""
+        self._poller.watch(fd)
+
     def forget(self, fd: int) -> None:
-        """The front has no more use for this descriptor."""
+        """The front has no use for this descriptor, for now or for good."""
         self._poller.forget(fd)
 
     def end(self, error: HermesError | None = None) -> None:
@@ -185,13 +190,14 @@ class Daemon:
             self._to_compute(StopCompute())
         for number, epoch in self.crew.members():
             self.hub.send(Peer("loader", number, epoch), StopLoader())
+        self.crew.stop(LEAVE_S)
         if self._compute is not None:
             if self._compute.reap(LEAVE_S if self.over is True else 0.0) is None:
                 self._compute.kill()
                 self._compute.reap(30.0)
             self._compute = None
+        self.hub.close(last_words=self.settings.has_caller)
         self._quarters.close()
-        self.hub.close()
 
     # --- the loop
 
@@ -254,7 +260,10 @@ class Daemon:
 
     def _from_loader(self, peer: Peer, message: FromLoader) -> None:
         if peer.number != message.loader or peer.epoch != message.epoch:
-            raise PeerError(f"{peer} speaks for loader {message.loader}, epoch {message.epoch}")
+            error = BadMessage(f"{peer} speaks for loader {message.loader}, epoch {message.epoch}")
+            error.peer = peer
+            self._distrust(error)
+            return
         if isinstance(message, LoaderStarted):
             self.crew.happened(message.loader, message.epoch, Happened.STARTED)
             self._started[peer] = message
@@ -276,15 +285,18 @@ class Daemon:
 
     def _name_files(self, peer: Peer) -> None:
         for number, file in enumerate(self.units.files):
-            self.hub.send(peer, OpenFile(number, file.path, file.nbytes))
+            if not self.hub.send(peer, OpenFile(number, file.path, file.nbytes)):
+                self.crew.kill(LoaderNo(peer.number), Epoch(peer.epoch))  # it takes nothing any more
+                return
 
     def _loader_gone(self, loader: LoaderNo, epoch: Epoch) -> None:
         self._started.pop(Peer("loader", loader, epoch), None)
         self._feed(LoaderGone(loader, epoch))
 
     def _loaders_lost(self, why: str) -> None:
-        self._feed(NoLoadersLeft(text=why))
-        if self.mind is None:
+        if self.divided:
+            self._feed(NoLoadersLeft(text=why))  # the units that lie in slots can still be computed with
+        else:
             self.end(LoadersLost(why))
 
     # --- compute
@@ -348,7 +360,7 @@ class Daemon:
         files, specs = self._described
         units = UnitList(tuple(files), tuple(specs))
         if len(specs) != message.units or units.digest() != message.digest:
-            raise PeerError(f"compute described {len(specs)} of {message.units} units, or others than it named")
+            raise BadMessage(f"compute described {len(specs)} of {message.units} units, or others than it named")
         units.check()
         self.sample(exactly=True)
         needs = self._needs(message.base_nbytes, message.reserve_nbytes)
@@ -360,6 +372,7 @@ class Daemon:
             self.end(error)
             return
         unitcache.remember(self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes))
+        self.divided = True
         self._to_compute(SlotsDivided(self.slots.planned, self.slots.slot_nbytes))
         self.front.ready(units)
 
@@ -393,7 +406,8 @@ class Daemon:
         self.mind = None
         for number, epoch in self.crew.members():
             self.crew.kill(number, epoch)
-        self.crew.settle(30.0)
+        if not self.crew.settle(30.0):
+            raise ReadFailed("a loader that reads outdated units cannot be killed: the disk does not answer")
         self.slots.clear()
         self._loading.clear()
 

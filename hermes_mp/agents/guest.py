@@ -39,7 +39,11 @@ def main(arguments: Sequence[str]) -> int:
             ready.write(json.dumps({"endpoint": daemon.hub.endpoint}))
             ready.close()
             daemon.start()
-            daemon.run()
+            try:
+                daemon.run()
+            except HermesError as error:
+                daemon.end(error)  # says it to the caller, where `run` had no chance to
+                raise
     except HermesError as error:
         return _tell(ready, error)
     except Exception as error:  # an entry point: the caller raises it, the traceback goes to standard error

@@ -105,8 +105,9 @@ def main(words: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         try:
             peer = Peer("loader", arguments.loader, arguments.epoch)
-            link: Link[ToLoader] = Link(arguments.endpoint, peer, ToLoader, arguments.death_fd)
-            stack.callback(link.close)
+            # No deadline: before the hub listens a model may have to be downloaded. The death pipe ends the wait.
+            link: Link[ToLoader] = Link(arguments.endpoint, peer, ToLoader, arguments.death_fd, None)
+            stack.callback(link.close, True)
             loader = Loader(arguments, watch, link)
             link.send(LoaderStarted(number, epoch, os.getpid()))
             import setproctitle  # only now, as it costs 4 ms (logging) that the daemon need not wait for

@@ -7,6 +7,7 @@ to their first byte may take 0.3 s.
 from __future__ import annotations
 
 from hermes_mp.agents.crew import LoaderCrew
+from hermes_mp.errors import OutOfMemory
 from hermes_mp.host import memory
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.children import DeathPipe
@@ -19,14 +20,14 @@ class Quarters:
     """`close` ends the loaders and leaves nothing behind; harmless when repeated."""
 
     def __init__(self, loaders: int, memory_nbytes: int | None, arena: Arena | None = None) -> None:
-        self.run_dir = RunDirectory.create()
         self.arena = arena or make_arena(memory_nbytes)
+        self.run_dir = RunDirectory.create()
         self.death = DeathPipe()
         self.crew = LoaderCrew(loaders, self.run_dir.endpoint, self.run_dir.path, self.arena, self.death)
         self.crew.start()
 
     def close(self) -> None:
-        self.crew.stop(LEAVE_S)
+        self.crew.stop(0.0)
         self.death.close()
         self.run_dir.remove()
         self.arena.close()
@@ -34,4 +35,9 @@ class Quarters:
 
 def make_arena(memory_nbytes: int | None) -> Arena:
     """An arena as long as it may ever grow: the budget, or all memory there is. Sparse, so that costs nothing."""
-    return Arena.create(memory_nbytes or memory.total_nbytes())
+    whole = memory.total_nbytes()
+    nbytes = min(memory_nbytes or whole, whole)
+    try:
+        return Arena.create(nbytes)
+    except OSError as error:
+        raise OutOfMemory(f"no address space for {nbytes >> 20} MiB of slots: {error.strerror}") from error

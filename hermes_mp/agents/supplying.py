@@ -48,6 +48,7 @@ class LinkedSupply:
         self._readers: dict[int, FileReader] = {}
         self._list = UnitList((), ())
         self._lost: HermesError | None = None
+        self._said = ""  # by a daemon that ends
         self.inbox: deque[RunRequest | StopCompute] = deque()
         self.divided: SlotsDivided | None = None
         link.send(ComputeStarted(pid))
@@ -158,8 +159,8 @@ class LinkedSupply:
         try:
             message = self._link.receive(timeout_s)
         except DaemonLost as error:
-            self._lost = error
-            raise
+            self._lost = DaemonLost(f"the daemon ended: {self._said}", "") if self._said else error
+            raise self._lost from None
         if message is None:
             return False
         if isinstance(message, UnitReady):
@@ -167,6 +168,7 @@ class LinkedSupply:
         elif isinstance(message, UnitFailed):
             if self.divided is None:
                 raise revived(message.exit_code, message.text)
+            self._said = message.text
             self._act(self._leasing.handle(message, time.monotonic_ns()))
         elif isinstance(message, SlotsDivided):
             self.divided = message

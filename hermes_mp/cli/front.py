@@ -34,6 +34,8 @@ from hermes_mp.messages import (
 if TYPE_CHECKING:
     from hermes_mp.agents.daemon import Daemon
 
+MAX_QUEUED = 64  # requests of a pipe that wait in memory
+
 
 class LaunchFront:
     """`requests` are those of the command line, `lines` where others come from (None: from nowhere)."""
@@ -57,6 +59,7 @@ class LaunchFront:
         self._several = len(requests) > 1
         self._asked = 0
         self._busy = False
+        self._paused = False
         self._ready = False
         self._parts = ""
         self._units = UnitList((), ())
@@ -139,9 +142,10 @@ class LaunchFront:
         except HermesError as error:
             self._console.failed(error.line(), error.exit_code)
             self.exit_code = error.exit_code
-        if self._lines.ended:
+        if self._lines.ended or len(self._requests) >= MAX_QUEUED:
             assert self.daemon is not None
-            self.daemon.forget(fd)
+            self.daemon.forget(fd)  # in the second case for now: a pipe may hold millions of lines
+            self._paused = not self._lines.ended
         if self._ready and not self._busy:
             self._next()
 
@@ -168,6 +172,9 @@ class LaunchFront:
                 self.daemon.end()
             return
         request = self._requests.popleft()
+        if self._paused and self._lines is not None and len(self._requests) < MAX_QUEUED // 2:
+            self._paused = False
+            self.daemon.watch(self._lines.fileno())
         self._label = str(next(iter(request.values())))
         self._busy = True
         self._ledger.request_started()

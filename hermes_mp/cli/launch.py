@@ -24,6 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, that of the error (docs/exit-codes.md), or 128 + the signal that ended the run."""
     started_ns = process_started_ns()
+    _open_standard_streams()
     words = sys.argv[1:] if argv is None else argv
     try:
         config = options.parse(words)
@@ -45,6 +46,16 @@ def main(argv: list[str] | None = None) -> int:
     except HermesError as error:
         return _refused(error, config.json)
     return code
+
+
+def _open_standard_streams() -> None:
+    """A closed one (`<&-`) becomes /dev/null: else the next file we open would take its number, and its place."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            setattr(sys, name, open(fd, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
 
 
 def _refused(error: HermesError, as_json: bool) -> int:

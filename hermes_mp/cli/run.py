@@ -54,6 +54,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             daemon.run()
             daemon.sample(exactly=True)
             ledger.pages = quarters.arena.pages
+            ledger.slots = len(daemon.slots.bases)
     finally:
         if trace is not None:
             trace.close()

@@ -44,7 +44,7 @@ class Ledger:
         self._pass_ns = 0
         self._peaks: dict[str, int] = {}
         self._peak_nbytes: int | None = None
-        self._exact = False
+        self._exact = True
 
     def divided(self, slots: int, slot_nbytes: int, residents: int) -> None:
         """The budget is divided."""
@@ -101,7 +101,7 @@ class Ledger:
 
     def memory_sampled(self, nbytes: Mapping[str, int], exact: bool) -> None:
         """Bytes by process at one moment (the arena counts as one); `exact` where page tables and shares were read."""
-        self._exact = exact
+        self._exact = self._exact and exact
         for name, value in nbytes.items():
             self._peaks[name] = max(value, self._peaks.get(name, 0))
         self._peak_nbytes = max(sum(nbytes.values()), self._peak_nbytes or 0)

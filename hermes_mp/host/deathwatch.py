@@ -41,7 +41,10 @@ class DeathWatch:
         """
 
         def end(number: int, frame: FrameType | None) -> None:
-            self._poll.poll(DYING_S * 1000)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            poll = select.poll()  # not the other one: it may be in use at this moment
+            poll.register(self.death_fd, 0)
+            poll.poll(DYING_S * 1000)
             if self.parent_is_gone():
                 clean_up()
             os._exit(0)

@@ -18,15 +18,16 @@ from pathlib import Path
 
 from hermes_mp.errors import (
     CheckpointBroken,
+    DownloadFailed,
     HermesError,
     HubUnreachable,
-    MachineError,
     MissingPackage,
     ModelNotFound,
     NoSafetensors,
     by_exit_code,
 )
 from hermes_mp.host.checkpoint import CONFIG, OTHER_FORMATS, WEIGHTS, WEIGHTS_INDEX, read_config, weights_files
+from hermes_mp.host.children import BOOTSTRAP, import_path
 
 BESIDE_WEIGHTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 TIMEOUT_S = 5.0  # for an answer to begin; a transfer may take as long as it does
@@ -50,7 +51,7 @@ def resolve(model: str, say: Callable[[str], None]) -> Path:
 def _in_own_process(model: str) -> Path:
     alive, ours = os.pipe()  # `ours` closes when we die, however we die: then the download must end too
     with subprocess.Popen(
-        [sys.executable, "-m", "hermes_mp.host.hub", model, str(alive)],
+        [sys.executable, "-c", BOOTSTRAP.format(__name__), import_path(), model, str(alive)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         pass_fds=(alive,),
@@ -80,10 +81,10 @@ def _told(model: str, line: str, returncode: int) -> HermesError:
     """The error that the child told, or that it died without a word."""
     try:
         told = json.loads(line)
-        return by_exit_code().get(told["exit_code"], MachineError)(told["text"], told["attempt"])
+        return by_exit_code().get(told["exit_code"], DownloadFailed)(told["text"], told["attempt"])
     except (ValueError, TypeError, KeyError):
         how = f"by signal {-returncode}" if returncode < 0 else f"with exit code {returncode}"
-        return MachineError(f"the download of {model} ended {how}")
+        return DownloadFailed(f"the download of {model} ended {how}")
 
 
 # --- in the child
@@ -166,7 +167,7 @@ def _meaning(repo: str, error: Exception) -> HermesError | None:
             f"{repo} is not, or not wholly, in the hub's cache, and the hub cannot be reached ({how})"
         )
     if isinstance(error, OSError):
-        return MachineError(f"{repo} cannot be downloaded: {reason}")
+        return DownloadFailed(f"{repo} cannot be downloaded: {reason}")
     return None
 
 
@@ -200,7 +201,3 @@ def main(arguments: list[str]) -> int:
             raise
     print(json.dumps({"exit_code": failed.exit_code, "text": str(failed), "attempt": failed.attempt}))
     return failed.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

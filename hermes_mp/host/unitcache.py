@@ -31,7 +31,7 @@ class Remembered:
 def cache_directory() -> Path:
     """`$XDG_CACHE_HOME/hermes-mp`, or `~/.cache/hermes-mp`."""
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "hermes-mp"
+    return Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache")) / "hermes-mp"
 
 
 def entry_path(checkpoint_digest: str, dtype: str, context: int | None, batch: int) -> Path:
@@ -52,6 +52,8 @@ def recall(path: Path) -> Remembered | None:
 
 def remember(path: Path, entry: Remembered) -> None:
     """Keep the entry; where the cache cannot be written the next start is merely slower."""
+    if recall(path) == entry:
+        return  # flash wears
     text = json.dumps(
         {
             "units": entry.units.to_json(),

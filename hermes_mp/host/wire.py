@@ -27,6 +27,7 @@ from hermes_mp.messages import MAX_FRAME_NBYTES, FromCompute, FromLoader
 # checkpoints have some 190), a compute one UnitReady per slot; each is in two queues. All 256 of 64 KiB is 16 MiB.
 QUEUE_LENGTH = 256
 RECONNECT_MS = 5  # a loader may be up before the hub listens; ZeroMQ would try again after 100 ms
+LAST_WORDS_MS = 500
 CONNECT_DEADLINE_S = 10.0  # 64 loaders that start at once on four slow cores take seconds
 SEND_DEADLINE_S = 5.0  # a busy daemon frees half a queue in well under a second
 
@@ -111,9 +112,14 @@ class Hub:
             error.peer = peer
             raise error from None
 
-    def close(self) -> None:
-        """Drop what is queued, close, and unlink the socket file. Never waits for a peer; may be called again."""
+    def close(self, last_words: bool = False) -> None:
+        """Drop what is queued (with `last_words`, wait up to 0.5 s until it is sent), close, unlink the socket file.
+
+        May be called again.
+        """
         if self._close.alive:
+            if last_words:
+                self._socket.set(zmq.LINGER, LAST_WORDS_MS)
             self._close()
             self._path.unlink(missing_ok=True)
 
@@ -131,10 +137,10 @@ class Link(Generic[M]):
         peer: Peer,
         union: object,
         daemon_fd: int | None = None,
-        connect_deadline_s: float = CONNECT_DEADLINE_S,
+        connect_deadline_s: float | None = CONNECT_DEADLINE_S,
         send_deadline_s: float = SEND_DEADLINE_S,
     ) -> None:
-        """Connect; raises DaemonLost if no hub answers within the deadline."""
+        """Connect; raises DaemonLost if no hub answers within the deadline (None: as long as the daemon lives)."""
         self._union = union
         self._daemon_fd = daemon_fd
         self._send_deadline_s = send_deadline_s
@@ -187,15 +193,17 @@ class Link(Generic[M]):
             raise DaemonLost("the daemon is gone")
         return there, mine
 
-    def close(self) -> None:
-        """Drop what is queued and close. Never waits for the daemon; may be called again."""
+    def close(self, last_words: bool = False) -> None:
+        """Drop what is queued and close; with `last_words` wait up to 0.5 s until it is sent. May be called again."""
+        if last_words and self._close.alive:
+            self._socket.set(zmq.LINGER, LAST_WORDS_MS)
         self._close()
 
-    def _wait_writable(self, deadline_s: float, failure: str) -> None:
+    def _wait_writable(self, deadline_s: float | None, failure: str) -> None:
         ready = self._poll(zmq.POLLOUT, deadline_s, ())
         if self._socket not in ready:
             gone = self._daemon_fd in ready
-            raise DaemonLost("the daemon is gone" if gone else f"the daemon {failure} for {deadline_s:g} s")
+            raise DaemonLost("the daemon is gone" if gone else f"the daemon {failure} for {deadline_s} s")
 
     def _poll(self, event: int, timeout_s: float | None, fds: Sequence[int]) -> set[Any]:
         watched: list[tuple[Any, int]] = [(self._socket, event)]
@@ -248,7 +256,7 @@ def _limited_socket(kind: int) -> zmq.Socket[bytes]:
 def _close(socket: zmq.Socket[bytes]) -> None:
     """Also run when its owner is collected, and at exit: the end of a context waits for ever for an open socket of it,
     and the collector may take the context of a cycle first."""
-    socket.close(linger=0)
+    socket.close()  # its LINGER is 0, unless last words are on their way
     socket.context.term()
 
 

@@ -38,6 +38,8 @@ class Binder:
         self.passes_left: int | None = None
         self._last_piece = {unit: id(piece) for unit, piece in division.last_piece().items()}
         self._layouts = division.layouts
+        start = torch.frombuffer(supply.buffer, dtype=torch.uint8).data_ptr()
+        self._arena = (start, start + len(supply.buffer))
         self._active: dict[int, int] = defaultdict(int)
         self._bases: dict[int, int] = {}
         self._lingering: int | None = None
@@ -47,14 +49,14 @@ class Binder:
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A hooked forward begins. The outermost one is a pass and keeps other threads out."""
+        if torch.is_grad_enabled() and any(_needs_grad(value) for value in (*args, *kwargs.values())):
+            raise NeedsAllWeights("an input requires grad, but gradients need every layer's weights kept")
         self.lock.acquire()
         self._depth += 1
         if self._depth > 1:
             return
         try:
             call = _arguments(module, args, kwargs)
-            if torch.is_grad_enabled() and any(_needs_grad(value) for value in call.values()):
-                raise NeedsAllWeights("an input requires grad, but gradients need every layer's weights kept")
             self.check_call(call)
             if self.passes_left is not None:
                 self.passes_left = max(self.passes_left - 1, 0)
@@ -114,14 +116,33 @@ class Binder:
 
     # --- pieces
 
-    def bind(self, piece: Piece) -> None:
-        base = self.hold(piece.unit)
+    def bind(self, piece: Piece, base: int) -> None:
+        """Point the piece's parameters into its unit, which is held and begins at byte `base`."""
         at = self._layouts[piece.unit].at
         for bound in piece.bounds:
             info = bound.source.info
             bound.module._parameters[bound.leaf] = weight_at(
                 self.supply.buffer, base + at[info.name], info.shape, bound.source
             )
+
+    def own(self, output: Any) -> Any:
+        """The piece's output, with tensors that lie in a slot (a weight handed out, or a view of one) copied out of it.
+
+        Raises NeedsAllWeights where the piece recorded gradients by itself.
+        """
+        if isinstance(output, torch.Tensor):
+            if output.requires_grad:
+                raise NeedsAllWeights("a layer records gradients, but they need every layer's weights kept")
+            is_ours = self._arena[0] <= output.data_ptr() < self._arena[1] if output.numel() else False
+            return output.clone() if is_ours else output
+        if type(output) in (tuple, list):
+            return type(output)(self.own(part) for part in output)
+        if isinstance(output, dict):
+            for name, part in output.items():
+                owned = self.own(part)
+                if owned is not part:
+                    output[name] = owned
+        return output
 
     def unbind(self, piece: Piece, placeholders: list[tuple[Bound, Placeholder]], complete: bool) -> None:
         for bound, placeholder in placeholders:
@@ -157,6 +178,7 @@ def as_loaded() -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        torch.clear_autocast_cache()  # of code that switched the cache on for itself
         torch.set_autocast_cache_enabled(keeps)
 
 
@@ -164,6 +186,16 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor, writable; NumPy is the bridge, and has no bfloat16."""
     array: Any = tensor.view(-1).view(torch.uint8).numpy()
     return memoryview(array).cast("B")
+
+
+def memory_like(offset: int, nbytes: int) -> memoryview:
+    """Memory of our own for bytes of a file; its address modulo 64 is that of `offset`, as where the file is loaded.
+
+    In fp32 another residue changes the last bit of many a product.
+    """
+    raw = torch.empty(nbytes + 64, dtype=torch.uint8)
+    skip = (offset - raw.data_ptr()) % 64
+    return byte_view(raw)[skip : skip + nbytes]
 
 
 def hook_piece(binder: Binder, piece: Piece, shared: dict[Source, Placeholder]) -> None:
@@ -183,10 +215,11 @@ def hook_piece(binder: Binder, piece: Piece, shared: dict[Source, Placeholder]) 
         binder.begin(module, args, kwargs)
         complete = False
         try:
-            binder.bind(piece)
+            base = binder.hold(piece.unit)
             try:
+                binder.bind(piece, base)
                 with as_loaded():
-                    output = call(module, *args, **kwargs)
+                    output = binder.own(call(module, *args, **kwargs))
                 complete = True
                 return output
             finally:

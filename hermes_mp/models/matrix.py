@@ -6,13 +6,16 @@ by the same kernels in the same order. Knows the supply, not the processes behin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from hermes_mp.models.binding import Binder, as_loaded, byte_view, weight_at
-from hermes_mp.models.units import Matrix
+from hermes_mp.core.layout import ALIGN, split_rows
+from hermes_mp.models.binding import Binder, as_loaded, byte_view, memory_like, weight_at
+from hermes_mp.models.units import ROWS_MULTIPLE, Block, Matrix
+
+UNFORESEEN_NBYTES = 4 << 20
 
 
 class SuppliedMatrix:
@@ -44,43 +47,59 @@ class SuppliedMatrix:
         return gathered.to(source.dtype)[inverse].view(*indices.shape, columns)
 
     def linear(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`_linear`, while no other thread uses the supply."""
+        with self._binder.lock:
+            return self._linear(inputs, bias)
+
+    def _linear(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """`inputs @ matrix.T + bias`, block by block.
 
         `inputs` is made a fresh 2-D tensor: a slice such as `h[:, -1:, :]` makes torch copy the whole weight.
         """
-        columns = self._matrix.source.info.shape[1]
+        rows, columns = self._matrix.source.info.shape
         flat = inputs.reshape(-1, columns)
         if inputs.dim() != 2 or not inputs.is_contiguous() or flat.stride() != (columns, 1):
             flat = torch.empty((flat.shape[0], columns), dtype=inputs.dtype).copy_(flat)
         fused = inputs.dim() == 2 or _computed_as(inputs).is_contiguous()
         out: torch.Tensor | None = None
-        for first, last, weight in self._weights():
-            added = None if bias is None else bias[first:last]
-            with as_loaded():
-                part = F.linear(flat, weight, added if fused else None)
-                if added is not None and not fused:
-                    part += added  # as torch does: half precision is rounded once more than by the fused way
-            del weight
-            if out is None:
-                whole = last - first == self._matrix.source.info.shape[0]
-                out = part if whole else part.new_empty((flat.shape[0], self._matrix.source.info.shape[0]))
-            if out is not part:
-                out[:, first:last] = part
-        assert out is not None
-        return out.view(*inputs.shape[:-1], -1)
-
-    def _weights(self) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """The matrix as (first row, last row excluded, these rows), each valid until the next one is asked for."""
-        source = self._matrix.source
-        columns = source.info.shape[1]
-        for block in self._matrix.blocks:
-            base = self._binder.hold(block.unit)
+        for block in self._matrix.blocks or self._unforeseen():
+            base, buffer = self._hold(block)
             try:
-                offset = base + block.at
-                rows = weight_at(self._binder.supply.buffer, offset, (block.last - block.first, columns), source)
-                yield block.first, block.last, rows
+                weight = weight_at(buffer, base + block.at, (block.last - block.first, columns), self._matrix.source)
+                added = None if bias is None else bias[block.first : block.last]
+                with as_loaded():
+                    part = F.linear(flat, weight, added if fused else None)
+                    if added is not None and not fused:
+                        part += added  # as torch does: half precision is rounded once more than by the fused way
+                del weight
             finally:
-                self._binder.drop(block.unit, True)
+                if block.unit >= 0:
+                    self._binder.drop(block.unit, True)
+            if out is None:
+                out = part if block.last - block.first == rows else part.new_empty((flat.shape[0], rows))
+            if out is not part:
+                out[:, block.first : block.last] = part
+        assert out is not None
+        return out.view(*inputs.shape[:-1], rows)
+
+    def _hold(self, block: Block) -> tuple[int, Any]:
+        """The byte where the block's slot begins, and of what."""
+        if block.unit >= 0:
+            return self._binder.hold(block.unit), self._binder.supply.buffer
+        info = self._matrix.source.info
+        row_nbytes = info.nbytes // info.shape[0]
+        offset, nbytes = info.begin + block.first * row_nbytes, (block.last - block.first) * row_nbytes
+        memory = memory_like(offset, nbytes)
+        with self._binder.lock:
+            self._binder.supply.read_rows(self._matrix.source.file, [(offset, nbytes)], memory)
+        return 0, memory
+
+    def _unforeseen(self) -> list[Block]:
+        """Blocks of no unit: the trace saw this matrix looked up only. Right, but not read ahead."""
+        rows, columns = self._matrix.source.info.shape
+        room = max(UNFORESEEN_NBYTES, 2 * ALIGN + ROWS_MULTIPLE * columns * 4)
+        split = split_rows(rows, self._matrix.source.info.nbytes // rows, room, ROWS_MULTIPLE)
+        return [Block(-1, first, last, 0) for first, last in split]
 
 
 def _computed_as(inputs: torch.Tensor) -> torch.Tensor:

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from hermes_mp.errors import NeedsAllWeights
-from hermes_mp.models.binding import Binder, Check, byte_view, hook_guard, hook_piece
+from hermes_mp.models.binding import Binder, Check, hook_guard, hook_piece, memory_like
 from hermes_mp.models.matrix import SuppliedMatrix
 from hermes_mp.models.placeholder import Placeholder
-from hermes_mp.models.skeleton import BUFFER_DTYPES, Skeleton, Source, load_buffers, make_buffers_real
+from hermes_mp.models.skeleton import Skeleton, Source, load_buffers, make_buffers_real
 from hermes_mp.models.supply import Supply
 from hermes_mp.models.units import Division
 
@@ -156,8 +156,9 @@ def stream(
 
 def _read(supply: Supply, source: Source) -> torch.Tensor:
     """A tensor of its own memory, in the file's dtype."""
-    tensor = torch.empty(source.info.shape, dtype=BUFFER_DTYPES[source.info.dtype])
-    if tensor.numel():
-        into = byte_view(tensor)
-        supply.read_rows(source.file, [(source.info.begin, source.info.nbytes)], into)
-    return tensor
+    info = source.info
+    if not info.nbytes:
+        return torch.empty(info.shape, dtype=source.file_dtype)
+    memory = memory_like(info.begin, info.nbytes)
+    supply.read_rows(source.file, [(info.begin, info.nbytes)], memory)
+    return torch.frombuffer(memory, dtype=source.file_dtype).view(info.shape)

@@ -118,14 +118,12 @@ class _Divider:
         # The trace ended early, so go by what the modules are.
         head = self.skeleton.model.get_output_embeddings()
         for parameter, owners in self.owners.items():
-            if not kinds[parameter]:
-                for _, module, _ in owners:
-                    if isinstance(module, nn.Embedding):
-                        kinds[parameter].add("rows")
-                    elif module is head and isinstance(module, nn.Linear) and module.weight.dim() == 2:
-                        kinds[parameter].add("matrix" if id(module.weight) == parameter else "other")
-                    else:
-                        kinds[parameter].add("other")
+            unseen = not kinds[parameter]
+            for _, module, leaf in owners:
+                if module is head and isinstance(module, nn.Linear) and leaf == "weight":
+                    kinds[parameter].add("matrix")
+                elif unseen:
+                    kinds[parameter].add("rows" if isinstance(module, nn.Embedding) else "other")
         return kinds
 
     def _choose_streamed(self) -> set[int]:

@@ -20,6 +20,7 @@ from screen import Screen
 from hermes_mp.cli.console import Console, column_after
 from hermes_mp.cli.render import render
 from hermes_mp.core.ledger import Ledger
+from hermes_mp.errors import MachineError
 
 ANSWER: dict[str, Any] = {
     "task": "text-generation", "text": "the sea", "token_ids": [1], "tokens": 1, "prompt_tokens": 1, "stopped": "end",
@@ -247,11 +248,22 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 def test_a_full_disk_is_an_error() -> None:
-    out = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
-    with pytest.raises(OSError, match="No space left"):
-        console(out, io.StringIO()).answer(LABELS)
-    with pytest.raises(OSError, match="No space left"):
-        out.close()
+    with open("/dev/full", "w", encoding="utf-8") as out:
+        shown = console(out, io.StringIO())
+        with pytest.raises(MachineError, match="standard output cannot be written: No space left"):
+            shown.answer(LABELS)
+        shown.error("it is full", 1)
+        shown.close()
+
+
+def test_a_full_disk_under_the_error_stream_stops_nothing() -> None:
+    out = io.StringIO()
+    with open("/dev/full", "w", encoding="utf-8") as err:
+        shown = console(out, err)
+        shown.note("a loader was lost")
+        shown.answer(LABELS)
+        assert not shown.reader_gone
+    assert out.getvalue() == render(LABELS) + "\n"
 
 
 def test_a_stream_that_cannot_show_a_character_shows_a_question_mark() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import COLUMNS, Launch, launch
+from launching import COLUMNS, DEADLINE_S, Launch, launch
 from screen import Screen
 
 MIB = 1 << 20
@@ -138,3 +140,25 @@ def test_a_reader_that_has_enough_ends_the_run_quietly(models: Path, home: Path)
         ended = run.ended()
     assert ended.code == 0
     assert ended.err == ""
+
+
+@pytest.mark.parametrize(
+    ("redirections", "code", "shown"),
+    [
+        ("<&-", 0, "violin"),
+        (">&-", 0, "^$"),
+        ("2>&-", 0, "violin"),
+        ("<&- >&- 2>&-", 0, "^$"),
+        (">/dev/full", 1, r"^hermes-launch: standard output cannot be written: No space left on device; .*\n$"),
+        ("--json >/dev/full", 1, r"^hermes-launch: standard output cannot be written: No space left on device; .*\n$"),
+        ("2>/dev/full", 0, "violin"),
+    ],
+)
+def test_closed_and_full_streams(home: Path, models: Path, redirections: str, code: int, shown: str) -> None:
+    """What a shell may do; a daemon of an init system is started without any of the three."""
+    home.mkdir()
+    command = f'"{sys.executable}" -m hermes_mp.cli.launch --quiet {redirections}'
+    ended = subprocess.run(["sh", "-c", command], cwd=home, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert ended.returncode == code
+    assert re.search(shown, ended.stdout + ended.stderr)
+    assert "Traceback" not in ended.stderr

@@ -136,7 +136,7 @@ FAMILIES = [
     Family("gpt2-base", _config("GPT2Model", "GPT2Config", **GPT2), saved_by="GPT2LMHeadModel"),
     Family(
         "gptj",
-        _config("GPTJForCausalLM", "GPTJConfig", rotary_dim=8, tie_word_embeddings=False, **GPT2),
+        _config("GPTJForCausalLM", "GPTJConfig", rotary_dim=8, tie_word_embeddings=False, **GPT2 | WIDE),
         generates=True,
     ),
     Family("llama-tied", _config("LlamaForCausalLM", "LlamaConfig", **LLAMA_TIED), generates=True),
@@ -157,6 +157,6 @@ FAMILIES = [
         _config("GPTNeoXForCausalLM", "GPTNeoXConfig", intermediate_size=96, max_position_embeddings=128, **SMALL),
         generates=True,
     ),
-    Family("phi", _config("PhiForCausalLM", "PhiConfig", **ROPE), generates=True),
+    Family("phi", _config("PhiForCausalLM", "PhiConfig", **ROPE | WIDE), generates=True),
     Family("gemma", _config("GemmaForCausalLM", "GemmaConfig", head_dim=12, **ROPE | WIDE), generates=True),
 ]

@@ -80,10 +80,10 @@ def test_streamed_is_plain(case: Case, tmp_path: Path) -> None:
         assert model._hermes_binder.supply.divided.slots == min(case.slots, units)
         assert_equal(model(**inputs), plain(**inputs))
         if family.generates:
-            prompt = family.inputs(rows=1)
+            prompt = family.inputs(rows=2)
             settings = GREEDY | {"max_new_tokens": NEW_TOKENS}
             answer, expected = model.generate(**prompt, **settings), plain.generate(**prompt, **settings)
-            assert answer.sequences.shape == (1, prompt["input_ids"].shape[1] + NEW_TOKENS)
+            assert answer.sequences.shape == (2, prompt["input_ids"].shape[1] + NEW_TOKENS)
             assert torch.equal(answer.sequences, expected.sequences)
             assert torch.equal(torch.stack(answer.logits), torch.stack(expected.logits))
 

@@ -1,4 +1,4 @@
-"""Architectures beyond the required ones, each for something odd: shared layers, two stacks, integer buffers, no trace.
+"""Architectures beyond the required ones, each for something odd: shared layers, two stacks, counters, no trace.
 
 Nothing in the code knows their names.
 """
@@ -30,6 +30,10 @@ ALBERT = {"embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 5, "num_
 LONGFORMER = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64,
               "vocab_size": 401, "max_position_embeddings": 66, "attention_window": 8, "pad_token_id": 1}  # fmt: skip
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16, 24], "depths": [2, 2, 2], "layer_type": "basic", "num_labels": 3}
+
+
+SIGLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+          "image_size": 32, "patch_size": 8}  # fmt: skip
 
 
 def save(directory: Path, model_class: str, config_class: str, **settings: Any) -> Any:
@@ -89,3 +93,13 @@ def test_a_model_that_looks_at_values_has_no_trace_and_still_works(tmp_path: Pat
         for tokens in (16, 11):
             inputs = ids(tokens=tokens)
             assert_same(streamed(inputs), plain(inputs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_of_torch_itself(dtype: str, tmp_path: Path) -> None:
+    """`nn.MultiheadAttention` multiplies transposed inputs by its weights, by a way torch chooses by requires_grad."""
+    save(tmp_path, "SiglipVisionModel", "SiglipVisionConfig", **SIGLIP)
+    plain = transformers.SiglipVisionModel.from_pretrained(tmp_path, dtype=dtype)
+    with load(tmp_path, loaders=2, _slots=3, dtype=dtype) as streamed, torch.no_grad():
+        pixels = torch.randn(3, 3, 32, 32, dtype=plain.dtype)
+        assert_same(streamed(pixels), plain(pixels))

@@ -159,22 +159,28 @@ def test_a_layer_skipped_and_one_repeated(folder: Folder) -> None:
 
 
 def test_bound_weights_are_as_the_file_holds_them(folder: Folder) -> None:
-    """Same values, same residue of the address modulo 64, and nothing that could collect gradients."""
+    """Same values, same residue of the address modulo 64; and that they require grad leaves nothing behind."""
     tensors = find_checkpoint(folder("gpt2")).tensors
-    with both(family("gpt2"), folder("gpt2")) as (streamed, plain), torch.enable_grad():
+    grads, autocast = torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=True)
+    with both(family("gpt2"), folder("gpt2")) as (streamed, plain), grads, autocast:
         seen: list[str] = []
 
         def look(layer: str, *_: Any) -> None:
             for name, parameter in streamed.get_submodule(layer).named_parameters(prefix=layer):
                 assert torch.equal(parameter, plain.get_parameter(name)), name
-                assert not parameter.requires_grad
+                assert parameter.requires_grad == plain.get_parameter(name).requires_grad
+                assert not torch.is_grad_enabled()
+                assert not torch.is_autocast_cache_enabled()
                 assert parameter.data_ptr() % 64 == tensors[name][1].begin % 64
                 seen.append(name)
 
         for number, block in enumerate(streamed.transformer.h):
             block.ln_2.register_forward_hook(partial(look, f"transformer.h.{number}"))
-        streamed(**family("gpt2").inputs())
+        output = streamed(**family("gpt2").inputs(), output_hidden_states=True)
         assert len(seen) == len(set(seen)) == 6 * 12
+        assert not any(tensor.requires_grad for tensor in (output.logits, *output.hidden_states))
+        assert torch.is_grad_enabled()
+        assert torch.is_autocast_cache_enabled()
 
 
 # --- many at once

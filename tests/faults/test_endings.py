@@ -1,0 +1,159 @@
+"""However a run ends, nothing of it is left: no process (the harness asserts it), no run directory, no memory.
+
+A memfd has no name: it is gone with the last process that has it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from launching import Ended, Launch
+
+ARGUMENTS = ("--prompt", "the ship", "--max-new-tokens", 60)
+
+
+def run_directories() -> list[str]:
+    return [name for name in os.listdir(os.environ["XDG_RUNTIME_DIR"]) if name.startswith("hermes-mp-")]
+
+
+def memfds(run: Launch) -> set[str]:
+    """The anonymous memory that the run's processes have open."""
+    found = set()
+    for pid in run.processes():
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            link = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if link.startswith("/memfd:"):
+                found.add(link)
+    return found
+
+
+@pytest.fixture(params=["importing", "computing"])
+def moment(request: pytest.FixtureRequest) -> str:
+    """When it happens."""
+    return str(request.param)
+
+
+def wait_for(run: Launch, moment: str) -> None:
+    """Until the run has come to this moment, with all its processes up."""
+    if moment == "importing":
+        run.process("compute")
+    else:
+        run.wait_for(lambda run: len(run.out) > 3)
+    assert len(run.loaders()) == 3
+    assert memfds(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal(models: Path, home: Path, number: signal.Signals, moment: str) -> None:
+    with Launch(home, "--model", models / "big", *ARGUMENTS, "--json") as run:
+        if moment == "importing":
+            run.process("compute")
+        else:
+            run.wait_for(lambda run: "units" in run.err)
+        run.send(run.pid, number)
+        ended = run.ended()
+    assert ended.code == 128 + number
+    assert ended.line == f"ended by {number.name}"
+    assert ended.object["error"] == {"exit_code": 128 + number, "line": ended.line}
+    assert not run_directories()
+
+
+def test_ctrl_c_at_the_terminal(models: Path, home: Path, moment: str) -> None:
+    """It goes to the whole foreground process group; the children leave it to the daemon."""
+    with Launch(home, "--model", models / "big", *ARGUMENTS, terminal=True) as run:
+        wait_for_terminal(run, moment)
+        run.write("\x03")
+        ended = run.ended()
+    assert ended.code == 130
+    assert ended.out.rstrip().endswith("hermes-launch: ended by SIGINT")
+    assert "Traceback" not in ended.out
+    assert not run_directories()
+
+
+def wait_for_terminal(run: Launch, moment: str) -> None:
+    run.process("compute")
+    if moment == "computing":
+        run.wait_for(lambda run: "units " in run.out)
+
+
+def test_ctrl_c_twice(models: Path, home: Path) -> None:
+    with Launch(home, "--model", models / "big", *ARGUMENTS, terminal=True) as run:
+        wait_for_terminal(run, "computing")
+        run.write("\x03\x03\x03")
+        ended = run.ended()
+    assert ended.code == 130
+    assert "Traceback" not in ended.out
+    assert not run_directories()
+
+
+def test_a_closed_terminal(models: Path, home: Path, moment: str) -> None:
+    with Launch(home, "--model", models / "big", *ARGUMENTS, terminal=True) as run:
+        wait_for_terminal(run, moment)
+        run.close_terminal()
+        assert run.ended().code == 129
+    assert not run_directories()
+
+
+def test_the_daemon_is_killed(models: Path, home: Path, moment: str) -> None:
+    """The children notice by signal and pipe; the last loader removes the run directory."""
+    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
+        wait_for(run, moment)
+        run.send(run.pid, signal.SIGKILL)
+        ended = run.ended()
+    assert ended.code == -signal.SIGKILL
+    assert "Traceback" not in ended.err
+    assert not run_directories()
+
+
+def test_the_daemon_is_killed_while_its_loaders_are_stopped(models: Path, home: Path) -> None:
+    """Stopped processes handle no signal: they are gone as soon as they may run again."""
+    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
+        wait_for(run, "computing")
+        loaders = run.loaders()
+        for pid in loaders:
+            run.send(pid, signal.SIGSTOP)
+        run.send(run.pid, signal.SIGKILL)
+        for pid in loaders:
+            run.send(pid, signal.SIGCONT)
+        assert run.ended().code == -signal.SIGKILL
+    assert not run_directories()
+
+
+def lost_compute(ended: Ended) -> None:
+    assert ended.code == 42
+    assert ended.line.startswith("compute ended (killed by SIGKILL)")
+    assert not run_directories()
+
+
+def test_compute_is_killed(models: Path, home: Path, moment: str) -> None:
+    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
+        wait_for(run, moment)
+        run.send(run.process("compute"), signal.SIGKILL)
+        lost_compute(run.ended())
+
+
+def test_compute_is_killed_while_it_waits_for_a_line(models: Path, home: Path) -> None:
+    with Launch(home, "--model", models / "gpt2", "--max-new-tokens", 2, lines=True) as run:
+        run.write("cold\n")
+        run.wait_for(lambda run: run.out.endswith("\n"))
+        run.send(run.process("compute"), signal.SIGKILL)
+        run.wait_for(lambda run: not run.is_running)
+        lost_compute(run.ended())
+
+
+def test_the_model_file_is_truncated_during_the_run(models: Path, home: Path) -> None:
+    """As a failing card would: an error of the read, never a SIGBUS."""
+    import shutil
+
+    folder = home.with_name("model")
+    shutil.copytree(models / "big", folder)
+    with Launch(home, "--model", folder, *ARGUMENTS) as run:
+        run.wait_for(lambda run: len(run.out) > 3)
+        os.truncate(folder / "model.safetensors", 1 << 20)
+        ended = run.ended()
+    assert ended.code == 31
+    assert "model.safetensors" in ended.line
+    assert not run_directories()

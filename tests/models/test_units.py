@@ -1,0 +1,238 @@
+"""How models are divided, and that binding gives back what it takes; weights come from the file, without a process."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from comparison import assert_same
+from families import FAMILIES, Family, family
+
+from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.models.skeleton import Skeleton, build_skeleton
+from hermes_mp.models.streamed import stream
+from hermes_mp.models.trace import trace_forward
+from hermes_mp.models.units import ROWS_MULTIPLE, Division, cast_nbytes, divide
+
+Folder = Callable[[str], Path]
+
+
+def divided(directory: Path, dtype: str = "auto") -> tuple[Skeleton, Division]:
+    skeleton = build_skeleton(directory, find_checkpoint(directory), dtype)
+    trace = trace_forward(skeleton.model, 1, 16)
+    assert not trace.failed
+    return skeleton, divide(skeleton, trace)
+
+
+@dataclass
+class FileSupply:
+    """Reads a unit when it is wanted, into a slot of its own that is spoilt when it is given back."""
+
+    division: Division
+    held: list[int] = field(default_factory=list)
+    passes: list[str] = field(default_factory=list)
+    rows_nbytes: int = 0
+    interrupt: int | None = None  # Ctrl-C comes while this unit is waited for
+
+    def __post_init__(self) -> None:
+        self.slot_nbytes = self.division.list.slot_nbytes
+        self.buffer = mmap.mmap(-1, self.slot_nbytes * len(self.division.layouts) or 1)
+
+    def acquire(self, unit: int) -> int:
+        assert unit not in self.held
+        if unit == self.interrupt:
+            raise KeyboardInterrupt
+        base = unit * self.slot_nbytes
+        for part in self.division.list.units[unit].ranges:
+            self.buffer[base + part.at : base + part.at + part.nbytes] = self._read(part.file, part.offset, part.nbytes)
+        self.held.append(unit)
+        return base
+
+    def release(self, unit: int, computed: bool) -> None:
+        self.held.remove(unit)
+        self.buffer[unit * self.slot_nbytes : (unit + 1) * self.slot_nbytes] = b"\xff" * self.slot_nbytes  # all NaN
+
+    def read_rows(self, file: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
+        data = b"".join(self._read(file, offset, nbytes) for offset, nbytes in ranges)
+        self.rows_nbytes += len(data)
+        into[:] = data
+
+    def forecast(self, more: bool) -> None: ...
+
+    def pass_started(self, rows: int, tokens: int) -> None:
+        self.passes.append(f"{rows}x{tokens}")
+
+    def pass_ended(self, complete: bool) -> None:
+        self.passes.append("complete" if complete else "cut short")
+
+    def _read(self, file: int, offset: int, nbytes: int) -> bytes:
+        with open(self.division.list.files[file].path, "rb") as opened:
+            data = os.pread(opened.fileno(), nbytes, offset)
+        assert len(data) == nbytes
+        return data
+
+
+def streamed(directory: Path) -> tuple[Any, FileSupply]:
+    skeleton, division = divided(directory)
+    supply = FileSupply(division)
+    return stream(skeleton, division, supply, lambda call: None, lambda *call: None), supply
+
+
+# --- the division
+
+
+@pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
+def test_every_weight_is_in_one_place(one: Family, tmp_path: Path) -> None:
+    one.save(tmp_path, sharded=FAMILIES.index(one) % 2 == 1)
+    skeleton, division = divided(tmp_path)
+    places = [("unit", bound.source.info.name, bound.name) for piece in division.pieces for bound in piece.bounds]
+    places += [("matrix", matrix.source.info.name, matrix.name) for matrix in division.matrices]
+    places += [("pinned", bound.source.info.name, bound.name) for bound in division.pinned]
+    tensors = {source.info.name for source in skeleton.parameters.values()}
+    assert {tensor for _, tensor, _ in places} == tensors
+    assert len({tensor for _, tensor, _ in places}) == len({(kind, tensor) for kind, tensor, _ in places})
+
+    assert sum(bound.source.info.nbytes for bound in division.pinned) < 64 << 10
+    units = [piece.unit for piece in division.pieces]
+    assert units == sorted(units)
+    blocks = [block for matrix in division.matrices for block in matrix.blocks]
+    assert sorted({*units, *(block.unit for block in blocks)}) == list(range(len(division.layouts)))
+    layers = [piece for piece in division.pieces if piece.name.rpartition(".")[2].isdigit()]
+    assert len(layers) == 6
+    assert len({piece.unit for piece in layers}) == 6
+    assert max(unit.nbytes for unit in division.list.units) < 3 * max(division.layouts[p.unit].nbytes for p in layers)
+
+    for matrix in division.matrices:
+        assert ("matrix" in matrix.kinds) == bool(matrix.blocks)
+        edges = [edge for block in matrix.blocks for edge in (block.first, block.last)]
+        if edges:
+            assert edges[0] == 0
+            assert edges[-1] == matrix.source.info.shape[0]
+            assert edges[1:-1:2] == edges[2:-1:2]
+            assert not any(edge % ROWS_MULTIPLE for edge in edges[:-1])
+    for piece in division.pieces:
+        for bound in piece.bounds:
+            assert division.layouts[piece.unit].at[bound.source.info.name] % 4096 == bound.source.info.begin % 4096
+
+
+def test_a_head_larger_than_a_layer_streams_in_blocks(folder: Folder) -> None:
+    for name in ("llama-tied", "llama-untied", "gpt2", "gptj"):
+        (head,) = [matrix for matrix in divided(folder(name))[1].matrices if matrix.blocks]
+        assert len(head.blocks) > 1
+        assert head.blocks[-1].unit == head.blocks[0].unit + len(head.blocks) - 1
+
+
+def test_no_casts_unless_dtypes_differ(folder: Folder) -> None:
+    assert cast_nbytes(divided(folder("llama-tied"))[1]) == 0
+    division = divided(folder("llama-tied"), "bfloat16")[1]
+    assert 0 < cast_nbytes(division) <= division.list.slot_nbytes // 2
+
+
+def test_the_trace_sees_the_order(folder: Folder) -> None:
+    skeleton, _ = divided(folder("gpt2"))
+    trace = trace_forward(skeleton.model, 2, 8)
+    names = {id(parameter): name for name, parameter in skeleton.model.named_parameters()}
+    order = list(dict.fromkeys(names[use.parameter] for use in trace.uses))
+    assert order[:3] == ["transformer.wte.weight", "transformer.wpe.weight", "transformer.h.0.ln_1.weight"]
+    assert [name for name in order if name.endswith("mlp.c_fc.weight")] == [
+        f"transformer.h.{layer}.mlp.c_fc.weight" for layer in range(6)
+    ]
+    kinds = {use.kind for use in trace.uses if names[use.parameter] == "transformer.wte.weight"}
+    assert kinds == {"rows", "matrix"}
+    assert trace.logits_nbytes_per_position == 1213 * 4
+    assert trace.peak_nbytes > 2 * 8 * 48 * 4
+
+
+# --- binding
+
+
+@pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
+def test_no_weight_is_used_outside_its_lease(one: Family, tmp_path: Path) -> None:
+    """A slot is spoilt as soon as it is given back, so what still pointed into it would answer NaN."""
+    one.save(tmp_path)
+    model, supply = streamed(tmp_path)
+    plain = one.load_plain(tmp_path)
+    with torch.no_grad():
+        for _ in range(2):
+            inputs = one.inputs()
+            assert_same(model(**inputs), plain(**inputs))
+            assert supply.held == []
+    assert supply.passes == ["2x1" if one.pixels else "2x9", "complete"] * 2
+
+
+def test_a_matrix_looked_up_only_can_still_be_multiplied(folder: Folder) -> None:
+    """Whatever the trace foresaw: here the base model, and a caller that ties a head to it by hand."""
+    for name in ("gpt2-base", "bert"):
+        model, supply = streamed(folder(name))
+        plain = family(name).load_plain(folder(name))
+        hidden = torch.randn(3, 4, 48)
+        with torch.no_grad():
+            answer = F.linear(hidden, model.get_input_embeddings().weight)
+            assert torch.equal(answer, F.linear(hidden, plain.get_input_embeddings().weight))
+        assert supply.rows_nbytes >= plain.get_input_embeddings().weight.nbytes
+
+
+@pytest.mark.parametrize("unit", [0, 3, 6, 8])
+def test_ctrl_c_while_waiting_leaves_nothing_held(unit: int, folder: Folder) -> None:
+    model, supply = streamed(folder("llama-untied"))
+    plain = family("llama-untied").load_plain(folder("llama-untied"))
+    inputs = family("llama-untied").inputs()
+    with torch.no_grad():
+        supply.interrupt = unit
+        with pytest.raises(KeyboardInterrupt):
+            model(**inputs)
+        assert supply.held == []
+        assert supply.passes == ["2x9", "cut short"]
+        supply.interrupt = None
+        assert_same(model(**inputs), plain(**inputs))
+
+
+def test_a_base_model_alone_is_a_pass_without_the_head(folder: Folder) -> None:
+    model, supply = streamed(folder("llama-untied"))
+    taken: list[int] = []
+    acquire = supply.acquire
+    supply.acquire = lambda unit: (taken.append(unit), acquire(unit))[1]  # type: ignore[method-assign]
+    model.model(**family("llama-untied").inputs())
+    assert taken == list(range(max(taken) + 1))
+    assert max(taken) < len(supply.division.layouts) - 1
+    assert supply.passes == ["2x9", "complete"]
+
+
+def test_dropping_the_model_drops_all_of_it(folder: Folder) -> None:
+    """No cycle through the hooks keeps it: what is behind it ends when the last reference does."""
+    import gc
+    import weakref
+
+    model, _ = streamed(folder("gpt2"))
+    model(**family("gpt2").inputs())
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_trace_that_fails_leaves_the_order_of_definition(tmp_path: Path) -> None:
+    config = transformers.LongformerConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, vocab_size=401,
+        max_position_embeddings=66, attention_window=8,
+    )  # fmt: skip
+    transformers.LongformerForMaskedLM(config).save_pretrained(tmp_path)
+    skeleton = build_skeleton(tmp_path, find_checkpoint(tmp_path))
+    trace = trace_forward(skeleton.model, 1, 16)
+    assert "meta" in trace.failed
+    division = divide(skeleton, trace)
+    layers = [piece.name for piece in division.pieces if ".layer." in piece.name]
+    assert layers == [f"longformer.encoder.layer.{number}" for number in range(3)]
+    (head,) = [matrix for matrix in division.matrices if matrix.blocks]
+    assert head.kinds == {"rows", "matrix"}
