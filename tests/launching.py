@@ -1,6 +1,6 @@
 """A `hermes-launch` as a user starts it: real processes, on pipes or on a terminal, and what it leaves behind.
 
-Its processes are found by their working directory, which no other run shares. Nothing here waits longer than a deadline.
+Its processes are found by their working directory, which no other run shares. Every wait has a deadline.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README tells the truth: its tree is the tree, its commands parse. `python tests/test_readme.py` writes the tree."""
+"""The README tells the truth: its tree is the tree, its commands parse. Run as a program it writes the tree."""
 
 from __future__ import annotations
 

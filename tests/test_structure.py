@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_DOCSTRING_LINES = 8
 LONG_DOCSTRINGS = {"messages.py", "errors.py"}  # the protocol, the tree of errors
 
-# What the files of a part may import of the package. The parts are its folders; `base` is ids, messages, config, errors;
-# `top` is __init__.py and api.py, what the user's program imports.
+# What the files of a part may import of the package. The parts are its folders; `base` is ids, messages, config and
+# errors; `top` is __init__.py and api.py, what the user's program imports.
 MAY_IMPORT = {
     "base": {"base"},
     "core": {"core", "base"},

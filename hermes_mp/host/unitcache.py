@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import BadMessage
+from hermes_mp.host.cachedir import cache_directory
 
 PACKAGES = ("torch", "transformers", "hermes-mp")
 
@@ -26,12 +27,6 @@ class Remembered:
     units: UnitList
     base_nbytes: int
     reserve_nbytes: int
-
-
-def cache_directory() -> Path:
-    """`$XDG_CACHE_HOME/hermes-mp`, or `~/.cache/hermes-mp`."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache")) / "hermes-mp"
 
 
 def entry_path(checkpoint_digest: str, dtype: str, context: int | None, batch: int) -> Path:

@@ -102,7 +102,7 @@ def check_generate(footprint: Footprint, model: Any, args: tuple[Any, ...], kwar
     inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
     if not isinstance(inputs, torch.Tensor) or inputs.dim() < 2:
         return
-    config = kwargs.get("generation_config") or model.generation_config
+    config = (args[1] if len(args) > 1 else kwargs.get("generation_config")) or model.generation_config
 
     def setting(name: str) -> Any:
         given = kwargs.get(name)

@@ -19,9 +19,9 @@ from safetensors.numpy import save
 
 from hermes_mp.errors import (
     CheckpointBroken,
+    DownloadFailed,
     HermesError,
     HubUnreachable,
-    MachineError,
     ModelNotFound,
     NoSafetensors,
     UnsupportedDtype,
@@ -207,8 +207,8 @@ def test_a_gated_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_download_that_dies_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "huggingface_hub.py").write_text("import os; os.kill(os.getpid(), 9)")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    refusal("org/name", MachineError, "ended by signal 9")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    refusal("org/name", DownloadFailed, "ended by signal 9")
 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "kill -9"])

@@ -198,7 +198,7 @@ def test_json_is_one_object_alone_on_its_stream() -> None:
     shown.answer(ANSWER)
     shown.failed("too long; shorten it", 19)
     shown.report(Ledger(1, None, 0).report())
-    assert out.getvalue() == ""
+    assert out.getvalue().startswith('{"schema": 1, "model": "./m", "answers": [{"task": ')  # written as they come
     shown.close()
     whole = json.loads(out.getvalue())
     assert out.getvalue().count("\n") == 1
@@ -232,6 +232,16 @@ def test_streamed_text_is_not_shown_twice_and_an_error_gets_its_own_line() -> No
     shown.close()
     assert out.getvalue() == f"the sea\n\nsecond\n{render(LABELS)}\nhalf an ans\n"
     assert err.getvalue() == "hermes-launch: it broke\n"
+
+
+def test_each_of_several_streamed_answers_stands_under_its_request() -> None:
+    out = io.StringIO()
+    shown = console(out, io.StringIO())
+    for label in ("a ship", "a crab"):
+        shown.stream("on ", label)
+        shown.stream("the sea", label)
+        shown.answer(ANSWER, label)
+    assert out.getvalue() == "a ship\non the sea\n\na crab\non the sea\n"
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

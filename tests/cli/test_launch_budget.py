@@ -1,4 +1,4 @@
-"""`--memory` through the command: too small is refused with the least that would do, and that does; who takes how much."""
+"""`--memory` through the command: too small is refused with the least that would do, and that does; who takes what."""
 
 from __future__ import annotations
 

@@ -124,7 +124,8 @@ def test_json_is_one_object_also_where_everything_fails(models: Path, home: Path
 
 
 def test_one_request_that_fails_leaves_the_others_alone(models: Path, home: Path) -> None:
-    ended = launch(home, "--model", models / "gpt2", "--max-new-tokens", 4, "--json", stdin="cold\n" + 90 * "ship" + "\ncold")
+    lines = "cold\n" + 90 * "ship" + "\ncold"
+    ended = launch(home, "--model", models / "gpt2", "--max-new-tokens", 4, "--json", stdin=lines)
     good, bad, again = ended.object["answers"]
     assert good == again
     assert bad == {"error": {"exit_code": 19, "line": ended.line}}
@@ -145,13 +146,9 @@ def test_a_reader_that_has_enough_ends_the_run_quietly(models: Path, home: Path)
 @pytest.mark.parametrize(
     ("redirections", "code", "shown"),
     [
-        ("<&-", 0, "violin"),
-        (">&-", 0, "^$"),
-        ("2>&-", 0, "violin"),
         ("<&- >&- 2>&-", 0, "^$"),
-        (">/dev/full", 1, r"^hermes-launch: standard output cannot be written: No space left on device; .*\n$"),
         ("--json >/dev/full", 1, r"^hermes-launch: standard output cannot be written: No space left on device; .*\n$"),
-        ("2>/dev/full", 0, "violin"),
+        ("</dev/null 2>/dev/full", 0, "violin"),
     ],
 )
 def test_closed_and_full_streams(home: Path, models: Path, redirections: str, code: int, shown: str) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import launch
+from launching import Ended, launch
 from test_launch_shows import events
 
 PROMPT = ("--prompt", "the ship", "--max-new-tokens", 4, "--json")
+DAMAGES = ("garbage", "no number", "another model's", "too large", "another order", "fewer", "shifted")
 
 
 def near(model: Path) -> list[tuple[str, int, int]]:
@@ -79,23 +81,36 @@ def test_the_second_run_reads_while_compute_still_imports(models: Path, home: Pa
     assert near(models / "big") == before, "something was written near the model"
 
 
-@pytest.mark.parametrize(
-    "how", ["garbage", "no number", "another model's", "too large", "another order", "fewer", "shifted"]
-)
+@pytest.mark.parametrize("how", DAMAGES)
 def test_a_wrong_memory_costs_reads_never_an_answer(
-    models: Path, home: Path, how: str, remembered: tuple[Path, Path, Any]
+    remembered: tuple[Path, Path, Any], spoilt: dict[str, tuple[Path, Future[Ended]]], how: str
 ) -> None:
-    entry, other, answers = remembered
-    cache = home.with_name("cache")
-    spoilt = cache / "hermes-mp/units" / entry.name
-    spoilt.parent.mkdir(parents=True)
-    shutil.copyfile(entry, spoilt)
-    damage(how, spoilt, other)
-    assert spoilt.read_bytes() != entry.read_bytes()
-    ended = launch(home, "--model", models / "gpt2", *PROMPT, env={"XDG_CACHE_HOME": str(cache)})
-    assert ended.code == 0
-    assert ended.object["answers"] == answers
-    assert json.loads(spoilt.read_text())["units"] == json.loads(entry.read_text())["units"], "it is put right"
+    entry, _, answers = remembered
+    mended, run = spoilt[how]
+    ended = run.result()
+    assert (ended.code, ended.object["answers"]) == (0, answers)
+    assert json.loads(mended.read_text())["units"] == json.loads(entry.read_text())["units"], "it is put right"
+
+
+@pytest.fixture(scope="module")
+def spoilt(
+    models: Path, remembered: tuple[Path, Path, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Future[Ended]]]:
+    """A run with every kind of damage, two at a time, and the damaged entry."""
+    entry, other, _ = remembered
+    folder = tmp_path_factory.mktemp("spoilt")
+    started = {}
+    with ThreadPoolExecutor(2) as pool:
+        for how in DAMAGES:
+            spoilt = folder / how / "hermes-mp/units" / entry.name
+            spoilt.parent.mkdir(parents=True)
+            shutil.copyfile(entry, spoilt)
+            damage(how, spoilt, other)
+            assert spoilt.read_bytes() != entry.read_bytes()
+            env = {"XDG_CACHE_HOME": str(folder / how)}
+            run = pool.submit(launch, folder / how / "home", "--model", models / "gpt2", *PROMPT, env=env)
+            started[how] = spoilt, run
+    return started
 
 
 @pytest.fixture(scope="module")

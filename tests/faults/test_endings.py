@@ -6,6 +6,7 @@ A memfd has no name: it is gone with the last process that has it.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -30,10 +31,7 @@ def memfds(run: Launch) -> set[str]:
     return found
 
 
-@pytest.fixture(params=["importing", "computing"])
-def moment(request: pytest.FixtureRequest) -> str:
-    """When it happens."""
-    return str(request.param)
+MOMENTS = pytest.mark.parametrize("moment", ["importing", "computing"])
 
 
 def wait_for(run: Launch, moment: str) -> None:
@@ -46,7 +44,10 @@ def wait_for(run: Launch, moment: str) -> None:
     assert memfds(run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGINT, "importing"), (signal.SIGTERM, "computing"), (signal.SIGHUP, "importing")],
+)
 def test_a_signal(models: Path, home: Path, number: signal.Signals, moment: str) -> None:
     with Launch(home, "--model", models / "big", *ARGUMENTS, "--json") as run:
         if moment == "importing":
@@ -61,11 +62,12 @@ def test_a_signal(models: Path, home: Path, number: signal.Signals, moment: str)
     assert not run_directories()
 
 
-def test_ctrl_c_at_the_terminal(models: Path, home: Path, moment: str) -> None:
-    """It goes to the whole foreground process group; the children leave it to the daemon."""
+@pytest.mark.parametrize(("moment", "keys"), [("importing", "\x03"), ("computing", "\x03\x03\x03")])
+def test_ctrl_c_at_the_terminal(models: Path, home: Path, moment: str, keys: str) -> None:
+    """It goes to the whole foreground process group; the children leave it to the daemon. Some press it thrice."""
     with Launch(home, "--model", models / "big", *ARGUMENTS, terminal=True) as run:
         wait_for_terminal(run, moment)
-        run.write("\x03")
+        run.write(keys)
         ended = run.ended()
     assert ended.code == 130
     assert ended.out.rstrip().endswith("hermes-launch: ended by SIGINT")
@@ -79,24 +81,15 @@ def wait_for_terminal(run: Launch, moment: str) -> None:
         run.wait_for(lambda run: "units " in run.out)
 
 
-def test_ctrl_c_twice(models: Path, home: Path) -> None:
+def test_a_closed_terminal(models: Path, home: Path) -> None:
     with Launch(home, "--model", models / "big", *ARGUMENTS, terminal=True) as run:
         wait_for_terminal(run, "computing")
-        run.write("\x03\x03\x03")
-        ended = run.ended()
-    assert ended.code == 130
-    assert "Traceback" not in ended.out
-    assert not run_directories()
-
-
-def test_a_closed_terminal(models: Path, home: Path, moment: str) -> None:
-    with Launch(home, "--model", models / "big", *ARGUMENTS, terminal=True) as run:
-        wait_for_terminal(run, moment)
         run.close_terminal()
         assert run.ended().code == 129
     assert not run_directories()
 
 
+@MOMENTS
 def test_the_daemon_is_killed(models: Path, home: Path, moment: str) -> None:
     """The children notice by signal and pipe; the last loader removes the run directory."""
     with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
@@ -128,9 +121,9 @@ def lost_compute(ended: Ended) -> None:
     assert not run_directories()
 
 
-def test_compute_is_killed(models: Path, home: Path, moment: str) -> None:
+def test_compute_is_killed(models: Path, home: Path) -> None:
     with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
-        wait_for(run, moment)
+        wait_for(run, "computing")
         run.send(run.process("compute"), signal.SIGKILL)
         lost_compute(run.ended())
 
@@ -146,8 +139,6 @@ def test_compute_is_killed_while_it_waits_for_a_line(models: Path, home: Path) -
 
 def test_the_model_file_is_truncated_during_the_run(models: Path, home: Path) -> None:
     """As a failing card would: an error of the read, never a SIGBUS."""
-    import shutil
-
     folder = home.with_name("model")
     shutil.copytree(models / "big", folder)
     with Launch(home, "--model", folder, *ARGUMENTS) as run:
