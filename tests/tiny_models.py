@@ -50,11 +50,10 @@ def save(model_class: str, config: Any, directory: Path, **settings: Any) -> Pat
 
 
 def bert(directory: Path, model_class: str = "BertModel", tokenizer: bool = True, **settings: Any) -> Path:
-    """A BERT of two layers and 18 words."""
+    """A BERT of two layers and 18 words, unless told otherwise."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    config = transformers.BertConfig(
-        **sizes | settings, vocab_size=len(SPECIAL + WORDS), max_position_embeddings=48,
-    )  # fmt: skip
+    words = {"vocab_size": len(SPECIAL + WORDS), "max_position_embeddings": 48}
+    config = transformers.BertConfig(**sizes | words | settings)
     save(model_class, config, directory)
     if tokenizer:
         word_tokenizer(directory)
