@@ -19,8 +19,10 @@ check: .venv/test
 	$(BIN)/mypy
 
 bench: .venv/test
-	$(BIN)/python benchmarks/make_models.py bert-large vit-large llama-1b --into bench-models
+	$(BIN)/python benchmarks/make_models.py bert-large vit-large gpt2 llama-3.2-1b --into bench-models
 	$(BIN)/python benchmarks/pass_time.py --models bench-models
+	$(BIN)/python benchmarks/peak_memory.py --models bench-models bert-large-128 vit-large llama-3.2-1b-decode
+	$(BIN)/python benchmarks/start_time.py bench-models/gpt2
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
