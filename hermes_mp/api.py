@@ -90,7 +90,7 @@ def _build(config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_cal
     )
     behind.lock = model._hermes_binder.lock
     settle(prepared.skeleton.dtype)
-    base = host_memory.exact(os.getpid()).total_nbytes if count_caller else 0
+    base = host_memory.quick(os.getpid()).total_nbytes if count_caller else 0
     behind.supply.describe(base, footprint.reserve_nbytes)
     return model
 

@@ -156,6 +156,13 @@ class DownloadFailed(MachineError):
     attempt = "check the disk's free space, then run it again: what has arrived is kept"
 
 
+class WriteFailed(MachineError):
+    """Standard output cannot be written: a full disk, an error of the device."""
+
+    exit_code = 33
+    attempt = "see where standard output goes, and whether there is room"
+
+
 class PeerError(HermesError):
     """A process of ours is gone or talks nonsense."""
 

@@ -233,9 +233,14 @@ class RowsRead:
 
 @dataclass(frozen=True)
 class PassForecast:
-    """Whether another pass is expected after this one; without one nothing beyond the last unit is read."""
+    """Whether another pass is expected after this one; without one nothing beyond the last unit is read.
+
+    A part of the model may be called alone (an encoder without its head): of such passes only the first `units` units
+    are expected. 0: all of them.
+    """
 
     more: bool
+    units: int = 0
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,24 @@ def nothing_is_left(run_directories: Path) -> Iterator[None]:
     assert not folders, f"left behind: {folders}"
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory of models to launch, made once, and a cache of unit lists that is not the user's."""
+    from tiny_models import make_models
+
+    folder = tmp_path_factory.mktemp("models")
+    make_models(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where a launch runs; it makes the directory itself."""
+    return tmp_path / "home"
+
+
 @pytest.fixture
 def memory_cgroup() -> Iterator[Path]:
     """A memory cgroup of 64 MiB without swap; skips where we may not make one."""

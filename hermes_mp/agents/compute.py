@@ -105,7 +105,7 @@ class _Compute:
         )
         task = open_task(model, directory, self.settings["options"])
         settle(made.skeleton.dtype)
-        base = memory.exact(os.getpid()).total_nbytes
+        base = memory.quick(os.getpid()).total_nbytes
         self.supply.describe(base, footprint.reserve_nbytes)
         while True:
             request = self.supply.next_request()

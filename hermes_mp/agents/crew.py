@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hermes_mp.agents.loader_arguments import LoaderArguments
 from hermes_mp.core import lifecycle
 from hermes_mp.core.lifecycle import AllLost, Crew, Happened, Spawn
+from hermes_mp.core.report import counted
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.children import LOADER_OOM_SCORE, Child, DeathPipe, spawn
 from hermes_mp.host.progress import ProgressBoard
@@ -124,7 +125,7 @@ class LoaderCrew:
             elif isinstance(action, AllLost):
                 self._on_lost(action.why)
             else:
-                self._say(f"going on with {action.left} loaders: loader {action.loader}, {action.why}")
+                self._say(f"going on with {counted(action.left, 'loader')}: loader {action.loader}, {action.why}")
 
     def _spawn(self, loader: LoaderNo, epoch: Epoch) -> None:
         arguments = LoaderArguments(

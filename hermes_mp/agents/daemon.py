@@ -33,6 +33,7 @@ from hermes_mp.core.pipeload import (
     SlotsWanted,
     Tick,
 )
+from hermes_mp.core.report import counted
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, ReadFailed, revived
 from hermes_mp.host import unitcache
@@ -422,7 +423,7 @@ class Daemon:
             if left < min(MIN_SLOTS, len(self.units.units)):
                 self.end(error)
             else:
-                self.front.say(f"{error}; going on with {left} slots")
+                self.front.say(f"{error}; going on with {counted(left, 'slot')}")
                 self._feed(SlotsWanted(left))
             return
         self._feed(SlotAdded(slot))

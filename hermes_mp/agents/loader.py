@@ -125,6 +125,7 @@ def main(words: list[str]) -> int:
                 import traceback
 
                 traceback.print_exc()
-            link.send(LoaderFailed(number, epoch, code, clip(f"{type(error).__name__}: {error}")))
+            with contextlib.suppress(DaemonLost):
+                link.send(LoaderFailed(number, epoch, code, clip(f"{type(error).__name__}: {error}")))
             return code
     return 0

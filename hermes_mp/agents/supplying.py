@@ -118,8 +118,8 @@ class LinkedSupply:
         nbytes = reader.read_rows(ranges, into)
         self._send(RowsRead(nbytes, started, time.monotonic_ns()))
 
-    def forecast(self, more: bool) -> None:
-        self._act(self._leasing.forecast(more))
+    def forecast(self, more: bool, units: int) -> None:
+        self._act(self._leasing.forecast(more, units))
 
     def pass_started(self, rows: int, tokens: int) -> None:
         self._send(PassStarted(time.monotonic_ns(), rows, tokens))

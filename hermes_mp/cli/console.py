@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from hermes_mp.cli.progress import PlainProgress, Progress, Status, TerminalProgress
 from hermes_mp.cli.render import render
 from hermes_mp.core.report import Report, render_report
-from hermes_mp.errors import MachineError
+from hermes_mp.errors import WriteFailed
 
 SCHEMA = 1
 PROGRAM = "hermes-launch"
@@ -193,7 +193,7 @@ class Console:
             return  # a run is not worth less because nobody hears of its progress
         self.reader_gone = True
         if error.errno not in READER_GONE:
-            raise MachineError(f"standard output cannot be written: {error.strerror}", "see where it goes") from error
+            raise WriteFailed(f"standard output cannot be written: {error.strerror}") from error
 
 
 def _dumped(value: object) -> str:

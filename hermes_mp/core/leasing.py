@@ -48,7 +48,7 @@ class Leasing:
     """Calls must follow `want` -> (`held`) -> `begin` -> `done`; pairs of different units may nest."""
 
     def __init__(self, units: int, more: bool = False) -> None:
-        self._units = units
+        self._units = self._expected = units
         self._more = more
         self._leases: dict[UnitNo, _Lease] = {}
         self._last_ticket = Ticket(0)
@@ -124,7 +124,7 @@ class Leasing:
         if lease.bound_ns is None:
             lease.bound_ns = now_ns
         following = unit + 1
-        if following == self._units:
+        if following >= self._expected:
             if not self._more:
                 return []
             following = 0
@@ -140,12 +140,13 @@ class Leasing:
         lease.binds -= 1
         return [self._return(lease, now_ns, computed)] if lease.binds <= 0 else []
 
-    def forecast(self, more: bool) -> list[Action]:
-        """Whether another pass is expected after this one."""
-        if more == self._more:
+    def forecast(self, more: bool, units: int = 0) -> list[Action]:
+        """Whether another pass is expected after this one, and how many of the first units they need; 0: all."""
+        expected = units or self._units
+        if more == self._more and expected == self._expected:
             return []
-        self._more = more
-        return [Send(PassForecast(more))]
+        self._more, self._expected = more, expected
+        return [Send(PassForecast(more, 0 if expected == self._units else expected))]
 
     def _arrived(self, lease: _Lease) -> None:
         if lease.asked_ns is None:

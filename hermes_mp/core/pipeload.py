@@ -118,6 +118,7 @@ class Pipeload:
         self._idle: list[_Loader] = []  # idle longest first
         self._lost: NoLoadersLeft | None = None
         self._more = more
+        self._expected = len(units)  # a pass is expected to end before this unit
         self._position = 0  # the unit expected next; len(units) after the last
         self._demands: dict[UnitNo, _Demand] = {}  # the newest last
         self._guess: UnitNo | None = None
@@ -195,7 +196,7 @@ class Pipeload:
         elif isinstance(event, LoaderGone):
             self._gone(event)
         elif isinstance(event, PassForecast):
-            self._more = event.more
+            self._forecast(event)
         elif isinstance(event, SlotAdded):
             if event.slot not in self.slots.all:
                 self.slots.add(event.slot)
@@ -221,7 +222,7 @@ class Pipeload:
         self._guess = None if event.waiting else unit
         if not event.waiting:
             # Compute guesses the next unit when it binds one: so the one before was no idle guess.
-            before = self.slots.content.get(UnitNo((unit - 1) % len(self.units)))
+            before = self.slots.content.get(UnitNo((unit or self._expected) - 1))
             if before is not None:
                 before.guess = False
         slot = self.slots.content.get(unit)
@@ -232,6 +233,13 @@ class Pipeload:
         elif event.waiting:
             demand = self._demands.pop(unit) if unit in self._demands else _Demand()
             self._demands[unit] = demand  # the newest last
+
+    def _forecast(self, event: PassForecast) -> None:
+        self._more = event.more
+        expected = event.units if 0 < event.units <= len(self.units) else len(self.units)
+        if expected != self._expected:
+            self._expected = expected
+            self._divide()
 
     def _started(self, event: LoaderStarted) -> None:
         before = self._epochs.get(event.loader)
@@ -306,7 +314,7 @@ class Pipeload:
         if self._slots_wanted is not None:
             count = min(count, self._slots_wanted)
         self.window = window_for(count, self._loaders_planned, self._window_planned)
-        self.residents = choose_residents(self.units, count, self.window)
+        self.residents = choose_residents(self.units[: self._expected], count, self.window)
 
     # --- rules, in order of priority
 
@@ -349,10 +357,10 @@ class Pipeload:
                     self._lend(slot, unit, now_ns, actions)
 
     def _read_ahead(self, now_ns: int, actions: list[Action]) -> None:
-        count = len(self.units)
-        if not self._idle or len(self.slots.content) == count:
+        count = self._expected
+        if not self._idle or len(self.slots.content) == len(self.units):
             return
-        first = self._position
+        first = min(self._position, count)
         window_full = False
         for distance in range(count if self._more else count - first):
             unit = UnitNo((first + distance) % count)
@@ -412,7 +420,8 @@ class Pipeload:
 
     def _distance(self, unit: UnitNo) -> int:
         """How many units are expected to be used before this one."""
-        return (unit - self._position) % len(self.units)
+        count = self._expected
+        return (unit - min(self._position, count)) % count if unit < count else len(self.units) + unit
 
     def _residents_missing(self) -> bool:
         return any(self._missing(unit) for unit in self.residents)

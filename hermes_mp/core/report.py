@@ -73,12 +73,15 @@ def render_report(report: Report) -> str:
     elif memory.budget_nbytes is None:
         lines.append("memory    no limit was set")
     restarted = f" ({report.loaders_restarted} restarted)" if report.loaders_restarted else ""
-    residents = f", {report.residents} units resident" if report.residents else ""
-    lines.append(
-        f"loaders   {report.loaders}{restarted}; {report.slots} slots of {_size(report.slot_nbytes)}{residents}, "
-        f"{report.pages} pages"
-    )
+    residents = f", {counted(report.residents, 'unit')} resident" if report.residents else ""
+    slots = f"{counted(report.slots, 'slot')} of {_size(report.slot_nbytes)}"
+    lines.append(f"loaders   {report.loaders}{restarted}; {slots}{residents}, {report.pages} pages")
     return "\n".join(lines)
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 slot', '2 slots'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _stall(report: Report) -> str:

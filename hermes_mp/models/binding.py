@@ -7,6 +7,7 @@ Holds no reference to the model itself, so that dropping the model ends the run.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import threading
@@ -38,6 +39,7 @@ class Binder:
         self.passes_left: int | None = None
         self._last_piece = {unit: id(piece) for unit, piece in division.last_piece().items()}
         self._layouts = division.layouts
+        self._ends = division.ends
         start = torch.frombuffer(supply.buffer, dtype=torch.uint8).data_ptr()
         self._arena = (start, start + len(supply.buffer))
         self._active: dict[int, int] = defaultdict(int)
@@ -60,7 +62,7 @@ class Binder:
             self.check_call(call)
             if self.passes_left is not None:
                 self.passes_left = max(self.passes_left - 1, 0)
-            self.supply.forecast(self.passes_left != 0)
+            self.supply.forecast(self.passes_left != 0, self._ends.get(id(module), 0))
             self.supply.pass_started(*_extent(call))
         except BaseException:
             self._depth -= 1
@@ -135,6 +137,8 @@ class Binder:
                 raise NeedsAllWeights("a layer records gradients, but they need every layer's weights kept")
             is_ours = self._arena[0] <= output.data_ptr() < self._arena[1] if output.numel() else False
             return output.clone() if is_ours else output
+        if isinstance(output, tuple) and hasattr(output, "_make"):
+            return output._make(self.own(part) for part in output)
         if type(output) in (tuple, list):
             return type(output)(self.own(part) for part in output)
         if isinstance(output, dict):
@@ -142,6 +146,9 @@ class Binder:
                 owned = self.own(part)
                 if owned is not part:
                     output[name] = owned
+        elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+            for field in dataclasses.fields(output):
+                object.__setattr__(output, field.name, self.own(getattr(output, field.name)))  # frozen ones too
         return output
 
     def unbind(self, piece: Piece, placeholders: list[tuple[Bound, Placeholder]], complete: bool) -> None:

@@ -65,13 +65,17 @@ class Matrix:
 
 @dataclass
 class Division:
-    """A model's units. `layouts[u]` says where the tensors of unit u lie; `pinned` stay in memory for good."""
+    """A model's units. `layouts[u]` says where the tensors of unit u lie; `pinned` stay in memory for good.
+
+    `ends`, by the id of a module: the unit before which its forward is expected to end; unknown ones are left out.
+    """
 
     pieces: list[Piece]
     matrices: list[Matrix]
     pinned: list[Bound]
     layouts: list[Layout]
     list: UnitList
+    ends: dict[int, int] = field(default_factory=dict)
 
     def last_piece(self) -> dict[int, Piece]:
         """For each unit with pieces the one that comes last in the predicted order."""
@@ -105,7 +109,27 @@ class _Divider:
             piece.bounds = [bound for bound in piece.bounds if bound not in pinned]
         pieces = [piece for piece in pieces if piece.bounds]
         matrices = [self._matrix(parameter) for parameter in self.owners if parameter in self.streamed]
-        return self._pack(pieces, matrices, pinned)
+        division = self._pack(pieces, matrices, pinned)
+        if not self.trace.failed:
+            division.ends = self._ends(division)
+        return division
+
+    def _ends(self, division: Division) -> dict[int, int]:
+        after = {
+            (id(bound.module._parameters[bound.leaf]), kind): piece.unit + 1
+            for piece in division.pieces
+            for bound in piece.bounds
+            for kind in ("rows", "matrix", "other")
+        }
+        for matrix in division.matrices:
+            module, leaf = matrix.owners[0]
+            if matrix.blocks:
+                after[id(module._parameters[leaf]), "matrix"] = matrix.blocks[-1].unit + 1
+        ends: dict[int, int] = {}
+        for use in self.trace.uses:
+            for module_id in use.inside:
+                ends[module_id] = max(ends.get(module_id, 0), after.get((use.parameter, use.kind), 0))
+        return ends
 
     # --- which parameters are used how
 

@@ -20,7 +20,7 @@ from screen import Screen
 from hermes_mp.cli.console import Console, column_after
 from hermes_mp.cli.render import render
 from hermes_mp.core.ledger import Ledger
-from hermes_mp.errors import MachineError
+from hermes_mp.errors import WriteFailed
 
 ANSWER: dict[str, Any] = {
     "task": "text-generation", "text": "the sea", "token_ids": [1], "tokens": 1, "prompt_tokens": 1, "stopped": "end",
@@ -260,7 +260,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_a_full_disk_is_an_error() -> None:
     with open("/dev/full", "w", encoding="utf-8") as out:
         shown = console(out, io.StringIO())
-        with pytest.raises(MachineError, match="standard output cannot be written: No space left"):
+        with pytest.raises(WriteFailed, match="standard output cannot be written: No space left"):
             shown.answer(LABELS)
         shown.error("it is full", 1)
         shown.close()

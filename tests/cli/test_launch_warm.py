@@ -150,3 +150,17 @@ def test_nothing_is_read_that_no_pass_needs(models: Path, home: Path, model: str
     assert all(units.count(unit) <= passes for unit in units)
     weights = sum(file.stat().st_size for file in (models / model).glob("*.safetensors"))
     assert report["read_nbytes"] < passes * weights * 1.01
+
+
+def test_a_head_that_no_pass_uses_is_not_read(home: Path, tmp_path: Path) -> None:
+    """A masked language model that embeds: once 8 % of what bert-large read was its head, in vain."""
+    from tiny_models import bert
+
+    model = tmp_path / "deep"
+    model.mkdir()
+    bert(model, "BertForMaskedLM", hidden_size=128, num_hidden_layers=6, intermediate_size=256, vocab_size=4096)
+    ended = launch(home, "--model", model, "--loaders", 2, "--json", stdin="the ship\ncold water\nstones\n")
+    report = ended.object["report"]
+    assert [answer["task"] for answer in ended.object["answers"]] == ["embedding"] * 3
+    assert (report["passes"]["count"], report["slots"]) == (3, 3)
+    assert report["read_nbytes_unused"] == 0

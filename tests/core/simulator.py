@@ -136,9 +136,13 @@ class Simulation:
             script.append(("forecast", more, 0))
             if self.calm or rng.random() < 0.4:
                 self.full_passes += 1
+                if not self.calm and rng.random() < 0.2:  # a wrong guess of how far the pass will go
+                    script[-1] = ("forecast", more, rng.randint(0, self.units))
                 for unit in range(self.units):
                     self.use(script, rng, unit)
             else:
+                if rng.random() < 0.3:
+                    script[-1] = ("forecast", more, rng.randint(0, self.units))
                 self.odd_pass(script, rng)
             script.append(("end", 0, 0))
             if rng.random() < 0.3:
@@ -470,7 +474,7 @@ class Simulation:
                 self.unwind()
                 continue
             elif name == "forecast":
-                self.compute_does(self.leasing.forecast(bool(value)))
+                self.compute_does(self.leasing.forecast(bool(value), patience_ns))
             self.at += 1
 
     def finish_use(self, computed: bool) -> None:

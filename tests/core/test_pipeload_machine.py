@@ -173,9 +173,9 @@ class World(RuleBasedStateMachine):
             del self.held[ticket]
             self.tell(UnitDone(Ticket(ticket), computed, 0, 0, 0))
 
-    @rule(more=st.booleans())
-    def compute_forecasts(self, more: bool) -> None:
-        self.tell(PassForecast(more))
+    @rule(more=st.booleans(), units=st.integers(0, 9))
+    def compute_forecasts(self, more: bool, units: int) -> None:
+        self.tell(PassForecast(more, units))
 
     @rule()
     def compute_dies(self) -> None:

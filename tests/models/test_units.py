@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ class FileSupply:
         self.rows_nbytes += len(data)
         into[:] = data
 
-    def forecast(self, more: bool) -> None: ...
+    def forecast(self, more: bool, units: int) -> None: ...
 
     def pass_started(self, rows: int, tokens: int) -> None:
         self.passes.append(f"{rows}x{tokens}")
@@ -204,6 +204,31 @@ def test_a_base_model_alone_is_a_pass_without_the_head(folder: Folder) -> None:
     assert taken == list(range(max(taken) + 1))
     assert max(taken) < len(supply.division.layouts) - 1
     assert supply.passes == ["2x9", "complete"]
+
+
+class Pair(NamedTuple):
+    ours: torch.Tensor
+    other: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Record:
+    inner: dict[str, list[Pair]]
+
+
+def test_an_output_that_lies_in_a_slot_is_copied_wherever_it_is(folder: Folder) -> None:
+    """What a layer hands out must outlive the slot: alone, in containers, in named tuples and in objects."""
+    model, supply = streamed(folder("gpt2"))
+    ours = torch.frombuffer(supply.buffer, dtype=torch.float32, count=4, offset=64)
+    other = torch.zeros(4)
+    owned = model._hermes_binder.own([Record({"a": [Pair(ours, other)]}), (ours[1:2],), Pair(other, ours)])
+    record, (view,), pair = owned
+    found = record.inner["a"][0]
+    assert isinstance(found, Pair)
+    assert isinstance(pair, Pair)
+    assert found.other is other is pair.ours
+    low, high = ours.data_ptr(), ours.data_ptr() + len(supply.buffer)
+    assert not [one for one in (found.ours, view, pair.other) if low <= one.data_ptr() < high]
 
 
 def test_dropping_the_model_drops_all_of_it(folder: Folder) -> None:

@@ -196,7 +196,7 @@ NONSENSE = {
     "empty": (LOADER.routing_id, [b""], r"^loader 2 \(epoch 7\): no msgpack"),
     "two frames": (COMPUTE.routing_id, [b"", pack(Progress("x"))], r"^compute \(epoch 4\): expected 1 frame, got 2"),
     "other direction": (LOADER.routing_id, [pack(AskUnit(1, True))], r"^loader 2 \(epoch 7\): 'AskUnit' is no kind"),
-    "wrong type": (COMPUTE.routing_id, [b"\x92\xacPassForecast\x91\x01"], r"epoch 4\): PassForecast\.more: expected b"),
+    "wrong type": (COMPUTE.routing_id, [b"\x92\xacPassForecast\x92\x01\x00"], r"epoch 4\): PassForecast\.more: exp"),
     "stranger": (b"stranger", [pack(Progress("x"))], "^a peer called b'stranger' is none of ours"),
     "without a name": (b"", [pack(Progress("x"))], "^a peer called .* is none of ours"),
 }  # fmt: skip
