@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hermes_mp.core.loaders import Loaders
 from hermes_mp.core.pipeload_words import (
     Action,
     Announce,
@@ -32,8 +33,6 @@ from hermes_mp.core.slots import ANNOUNCED, EMPTY, LENT, LOADED, Slot, Slots
 from hermes_mp.errors import BadMessage, BudgetTooSmall, InvariantBroken
 from hermes_mp.messages import (
     AskUnit,
-    Epoch,
-    LoaderNo,
     LoaderStarted,
     LoadFailed,
     PassForecast,
@@ -61,20 +60,6 @@ __all__ = [
 ]
 
 TRIES = 2  # loads of a unit that compute waits for, before it is refused: errors may be transient
-
-
-class _Loader:
-    """One incarnation of a loader."""
-
-    __slots__ = ("counter", "epoch", "killed", "number", "progress_ns", "slot")
-
-    def __init__(self, number: LoaderNo, epoch: Epoch) -> None:
-        self.number = number
-        self.epoch = epoch
-        self.slot: Slot | None = None
-        self.counter = 0
-        self.progress_ns = 0
-        self.killed = False
 
 
 class _Demand:
@@ -109,13 +94,11 @@ class Pipeload:
         self.slots = Slots()
         self.loads_by_unit = [0] * len(units)
         self.computes_by_unit = [0] * len(units)
+        self.loaders = Loaders(limits or Limits())
         self._limits = limits or Limits()
         self._loaders_planned = loaders
         self._window_planned = window
         self._slots_wanted: int | None = None
-        self._loaders: dict[tuple[LoaderNo, Epoch], _Loader] = {}
-        self._epochs: dict[LoaderNo, Epoch] = {}
-        self._idle: list[_Loader] = []  # idle longest first
         self._lost: NoLoadersLeft | None = None
         self._more = more
         self._expected = len(units)  # a pass is expected to end before this unit
@@ -152,11 +135,7 @@ class Pipeload:
     def wake_ns(self) -> int | None:
         """When the next `Tick` (after a `ProgressSeen` of every busy loader) can make a difference."""
         limits = self._limits
-        times = [
-            loader.progress_ns + (limits.hard_ns if loader.slot.late else limits.soft_ns)
-            for loader in self._loaders.values()
-            if loader.slot is not None and not loader.killed
-        ]
+        times = list(self.loaders.deadlines_ns())
         if self._demands and self.slots.announced:
             waits = self._moved_ns + limits.doubt_ns, self._moved_ns + limits.patience_ns
             times.extend(time_ns for time_ns in waits if time_ns > self._now_ns)
@@ -166,9 +145,8 @@ class Pipeload:
 
     def _apply(self, event: Event, now_ns: int, actions: list[Action]) -> None:
         if isinstance(event, UnitLoaded):
-            loader = self._holder(event)
-            if loader is not None:
-                slot = self._release(loader)
+            slot = self.loaders.take(event)
+            if slot is not None:
                 self._failed.discard(slot.unit)
                 self.slots.fill(slot, event.nbytes)
         elif isinstance(event, UnitDone):
@@ -180,21 +158,20 @@ class Pipeload:
         elif isinstance(event, AskUnit):
             self._ask(event, now_ns, actions)
         elif isinstance(event, Tick):
-            self._judge(now_ns, actions)
+            actions.extend(self.loaders.judge(now_ns))
         elif isinstance(event, ProgressSeen):
-            seen = self._loaders.get((event.loader, event.epoch))
-            if seen is not None and seen.counter != event.counter:
-                seen.counter, seen.progress_ns = event.counter, now_ns
-                if seen.slot is not None:
-                    seen.slot.late = False
+            self.loaders.seen(event.loader, event.epoch, event.counter, now_ns)
         elif isinstance(event, LoadFailed):
-            loader = self._holder(event)
-            if loader is not None:
-                self._load_failed(self._release(loader), event)
+            slot = self.loaders.take(event)
+            if slot is not None:
+                self._load_failed(slot, event)
         elif isinstance(event, LoaderStarted):
-            self._started(event)
+            if self.loaders.started(event.loader, event.epoch):
+                self._lost = None
         elif isinstance(event, LoaderGone):
-            self._gone(event)
+            slot = self.loaders.gone(event.loader, event.epoch)
+            if slot is not None:
+                self.slots.drop(slot)
         elif isinstance(event, PassForecast):
             self._forecast(event)
         elif isinstance(event, SlotAdded):
@@ -241,52 +218,6 @@ class Pipeload:
             self._expected = expected
             self._divide()
 
-    def _started(self, event: LoaderStarted) -> None:
-        before = self._epochs.get(event.loader)
-        if before is not None and event.epoch <= before:
-            return
-        if before is not None:
-            # Its elder may still be writing: it gets no more work, and its slot stays lent until it is gone.
-            self._retire(event.loader, before)
-        self._epochs[event.loader] = event.epoch
-        loader = _Loader(event.loader, event.epoch)
-        self._loaders[event.loader, event.epoch] = loader
-        self._idle.append(loader)
-        self._lost = None
-
-    def _gone(self, event: LoaderGone) -> None:
-        if event.epoch > self._epochs.get(event.loader, Epoch(-1)):
-            self._epochs[event.loader] = event.epoch  # its late `LoaderStarted` is then old news
-        loader = self._loaders.pop((event.loader, event.epoch), None)
-        if loader is None:
-            return
-        if loader in self._idle:
-            self._idle.remove(loader)
-        if loader.slot is not None:
-            self.slots.drop(loader.slot)
-
-    def _retire(self, number: LoaderNo, epoch: Epoch) -> None:
-        elder = self._loaders.get((number, epoch))
-        if elder in self._idle:
-            self._idle.remove(elder)
-
-    def _holder(self, news: UnitLoaded | LoadFailed) -> _Loader | None:
-        """The loader that holds this very ticket; None for old or repeated news."""
-        if news.epoch != self._epochs.get(news.loader):
-            return None
-        loader = self._loaders.get((news.loader, news.epoch))
-        if loader is None or loader.slot is None or loader.slot.ticket != news.ticket:
-            return None
-        return loader
-
-    def _release(self, loader: _Loader) -> Slot:
-        slot = loader.slot
-        assert slot is not None
-        loader.slot = None
-        if not loader.killed:
-            self._idle.append(loader)
-        return slot
-
     def _load_failed(self, slot: Slot, event: LoadFailed) -> None:
         unit = slot.unit
         self.slots.drop(slot)
@@ -295,18 +226,6 @@ class Pipeload:
         if demand is not None:
             demand.failures += 1
             demand.exit_code, demand.text = event.exit_code, event.text
-
-    def _judge(self, now_ns: int, actions: list[Action]) -> None:
-        for loader in self._loaders.values():
-            slot = loader.slot
-            if slot is None or loader.killed:
-                continue
-            still_ns = now_ns - loader.progress_ns
-            slot.late = still_ns >= self._limits.soft_ns
-            if still_ns >= self._limits.hard_ns:
-                loader.killed = True
-                why = f"no progress for {still_ns / 1e9:.1f} s while loading unit {slot.unit}"
-                actions.append(Kill(loader.number, loader.epoch, why))
 
     def _divide(self) -> None:
         """Residents and window for the slots there will be once the surplus ones are removed."""
@@ -349,7 +268,7 @@ class Pipeload:
 
     def _load_demands(self, now_ns: int, actions: list[Action]) -> None:
         for unit in reversed(list(self._demands)) if self._demands else ():
-            if not self._idle:
+            if not self.loaders.idle:
                 return
             if self._demands[unit].failures < TRIES and self._missing(unit):
                 slot = self._slot_for_demand(unit, now_ns)
@@ -358,7 +277,7 @@ class Pipeload:
 
     def _read_ahead(self, now_ns: int, actions: list[Action]) -> None:
         count = self._expected
-        if not self._idle or len(self.slots.content) == len(self.units):
+        if not self.loaders.idle or len(self.slots.content) == len(self.units):
             return
         first = min(self._position, count)
         window_full = False
@@ -371,7 +290,7 @@ class Pipeload:
             slot = self._slot_for_guess(unit, distance)
             if slot is not None:
                 self._lend(slot, unit, now_ns, actions)
-                if not self._idle:
+                if not self.loaders.idle:
                     return
             elif unit in self.residents or window_full or not self._residents_missing():
                 return  # whatever comes later in the order has a weaker claim to a slot
@@ -406,8 +325,7 @@ class Pipeload:
     def _lend(self, slot: Slot, unit: UnitNo, now_ns: int, actions: list[Action]) -> None:
         if slot.holds is LOADED:
             self.slots.evict(slot)
-        loader = self._idle.pop(0)
-        loader.slot, loader.progress_ns = slot, now_ns
+        loader = self.loaders.give(slot, now_ns)
         self.loads_by_unit[unit] += 1
         actions.append(Load(loader.number, loader.epoch, self.slots.lend(slot, unit), unit, slot.number))
 
@@ -486,11 +404,7 @@ class Pipeload:
             len(slots.all) * self.slot_nbytes
         ):
             raise InvariantBroken("I1 bytes lent and loaded never exceed the arena")
-        busy = [loader for loader in self._loaders.values() if loader.slot is not None]
-        if len(busy) != len(slots.lent) or any(slots.lent.get(b.slot.ticket) is not b.slot for b in busy if b.slot):
-            raise InvariantBroken("I5 a loader has at most one ticket, and every lent slot a loader")
-        if any(loader.slot is not None or loader.killed for loader in self._idle):
-            raise InvariantBroken("I5 an idle loader has no ticket")
+        self.loaders.check(slots.lent)
         if any(robbed not in ("late", "ANNOUNCED") for robbed in self._robbed):
             raise InvariantBroken(f"I6 a resident is evicted only where nothing else will come free: {self._robbed}")
         for unit in self._demands:
@@ -501,7 +415,7 @@ class Pipeload:
         slots = self.slots
         if unit in slots.content or self._lost is not None:
             return False  # then it should have been announced, or refused
-        if unit in slots.loading or not self._idle or not slots.all:
+        if unit in slots.loading or not self.loaders.idle or not slots.all:
             return True
         # A loader is idle: then there must be no slot to take, and one that somebody will give back.
         empty, streamed, _ = self._candidates()

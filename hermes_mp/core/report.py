@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+LOADERS_NAMED = 6  # more are summed up in one word
+
 
 @dataclass(frozen=True)
 class Seconds:
@@ -69,7 +71,7 @@ def render_report(report: Report) -> str:
         limit = "no limit was set" if memory.budget_nbytes is None else f"of {_size(memory.budget_nbytes)} allowed"
         lines.append(f"memory    {_size(memory.peak_nbytes)} at most{how}, {limit}")
         if memory.peak_by_process:
-            lines.append("          " + ", ".join(f"{one} {_size(n)}" for one, n in memory.peak_by_process.items()))
+            lines.append("          " + _by_process(memory.peak_by_process))
     elif memory.budget_nbytes is None:
         lines.append("memory    no limit was set")
     restarted = f" ({report.loaders_restarted} restarted)" if report.loaders_restarted else ""
@@ -82,6 +84,17 @@ def render_report(report: Report) -> str:
 def counted(count: int, noun: str) -> str:
     """'1 slot', '2 slots'."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _by_process(peaks: dict[str, int]) -> str:
+    loaders = sorted(nbytes for name, nbytes in peaks.items() if name.startswith("loader "))
+    named = peaks
+    if len(loaders) > LOADERS_NAMED:
+        named = {name: nbytes for name, nbytes in peaks.items() if not name.startswith("loader ")}
+    parts = [f"{name} {_size(nbytes)}" for name, nbytes in named.items()]
+    if named is not peaks:
+        parts.append(f"{len(loaders)} loaders {_size(loaders[0])} to {_size(loaders[-1])} each")
+    return ", ".join(parts)
 
 
 def _stall(report: Report) -> str:

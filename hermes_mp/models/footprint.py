@@ -6,6 +6,7 @@ reserved from the start, and a call that needs more is refused before its first 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ class Footprint:
     quadratic_nbytes: float  # per sequence and position squared
     logits_nbytes: int  # per position whose logits are kept
     constant_nbytes: int
+    states_nbytes: int = 0  # per sequence and position, of a call that keeps every layer's hidden states
+    attentions_nbytes: int = 0  # per sequence and position squared, of a call that keeps every layer's attention
 
     @property
     def reserve_nbytes(self) -> int:
@@ -40,11 +43,17 @@ class Footprint:
         each = self.row_nbytes + positions * (self.linear_nbytes + positions * self.quadratic_nbytes)
         return self.constant_nbytes + int(rows * (each + logits * self.logits_nbytes))
 
-    def check(self, rows: int, positions: int, logits: int = 1) -> None:
+    def kept_nbytes(self, tokens: int, positions: int, asked: Callable[[str], Any]) -> int:
+        """Per sequence: what a call of `tokens` new of all `positions` keeps of its layers, as `asked` by option."""
+        states = tokens * self.states_nbytes if asked("output_hidden_states") else 0
+        return states + (tokens * positions * self.attentions_nbytes if asked("output_attentions") else 0)
+
+    def check(self, rows: int, positions: int, logits: int = 1, kept_nbytes: int = 0) -> None:
         """Raises CallTooLarge with the two numbers where a call needs more than is reserved."""
-        need = self.need_nbytes(rows, positions, logits)
+        need = self.need_nbytes(rows, positions, logits) + rows * kept_nbytes
         if need > self.reserve_nbytes:
             kept = f" with the logits of {logits} positions each" if logits > 1 else ""
+            kept += " with hidden states or attentions kept" if kept_nbytes else ""
             raise CallTooLarge(
                 f"{rows} sequences of {positions} positions{kept} need {need / 2**20:.1f} MiB, but "
                 f"{self.reserve_nbytes / 2**20:.1f} MiB are reserved, for {self.batch} of {self.context}"
@@ -57,15 +66,35 @@ def measure(model: Any, trace: Trace, batch: int, context: int, extra_nbytes: in
     `extra_nbytes`: what else the binding needs, casts of weights for instance.
     """
     logits = trace.logits_nbytes_per_position * SAMPLING_COPIES
+    kept = _kept_each(model)
     if trace.failed:
-        return Footprint(batch, context, FALLBACK_NBYTES, 0.0, 0.0, logits, extra_nbytes)
+        return Footprint(batch, context, FALLBACK_NBYTES, 0.0, 0.0, logits, extra_nbytes, *kept)
     peak = trace.peak_nbytes / batch
     if model.main_input_name == "pixel_values" or context < 2:
-        return Footprint(batch, context, int(peak), 0.0, 0.0, logits, extra_nbytes)
+        return Footprint(batch, context, int(peak), 0.0, 0.0, logits, extra_nbytes, *kept)
     half = trace_forward(model, batch, context // 2).peak_nbytes / batch
     short = context // 2
     quadratic = max(0.0, (peak / context - half / short) / (context - short))
-    return Footprint(batch, context, 0, peak / context - quadratic * context, quadratic, logits, extra_nbytes)
+    return Footprint(batch, context, 0, peak / context - quadratic * context, quadratic, logits, extra_nbytes, *kept)
+
+
+def _kept_each(model: Any) -> tuple[int, int]:
+    """Bytes of every layer's hidden states per position, and of its attention per position squared; 0: unknown.
+
+    An image counts as one position (see `check_call`), so its patches are in the figures.
+    """
+    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    layers, width, heads = (
+        getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    )
+    if not (isinstance(layers, int) and isinstance(width, int) and isinstance(heads, int)):
+        return 0, 0
+    tokens = 1
+    image, patch = getattr(text, "image_size", None), getattr(text, "patch_size", None)
+    if model.main_input_name == "pixel_values" and isinstance(image, int) and isinstance(patch, int):
+        tokens += (image // patch) ** 2
+    itemsize: int = model.dtype.itemsize
+    return (layers + 1) * width * itemsize * tokens, layers * heads * itemsize * tokens**2
 
 
 def model_maximum(config: Any) -> int | None:
@@ -94,7 +123,7 @@ def check_call(footprint: Footprint, call: dict[str, Any]) -> None:
     kept = tokens if isinstance(keep, int) and keep == 0 else keep if isinstance(keep, int) else len(keep)
     # One float32 copy less than sampling makes: the logits of a plain forward are kept once.
     logits = max(1, -(-kept // SAMPLING_COPIES)) if footprint.logits_nbytes else 1
-    footprint.check(rows, positions, logits)
+    footprint.check(rows, positions, logits, footprint.kept_nbytes(tokens, positions, call.get))
 
 
 def check_generate(footprint: Footprint, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -111,4 +140,4 @@ def check_generate(footprint: Footprint, model: Any, args: tuple[Any, ...], kwar
     rows = inputs.shape[0] * max(setting("num_beams") or 1, setting("num_return_sequences") or 1)
     new = setting("max_new_tokens")
     positions = inputs.shape[1] + new if new is not None else max(setting("max_length") or 20, inputs.shape[1])
-    footprint.check(rows, positions)
+    footprint.check(rows, positions, kept_nbytes=footprint.kept_nbytes(positions, positions, setting))

@@ -66,7 +66,7 @@ def test_what_is_reserved_shows_in_the_smallest_budget(gpt2: Path) -> None:
     least = smallest(gpt2, loaders=1, count_caller=False)
     assert smallest(gpt2, loaders=2, count_caller=False) >= least + 17
     assert smallest(gpt2, loaders=1, count_caller=False, batch=64) > least
-    caller = memory.exact(psutil.Process().pid).total_nbytes >> 20
+    caller = memory.quick(psutil.Process().pid).total_nbytes >> 20
     assert abs(smallest(gpt2, loaders=1) - least - caller) < 16
 
 
@@ -116,7 +116,14 @@ def test_a_call_that_needs_more_is_refused_before_it_reads(gpt2: Path) -> None:
             assert "\n" not in line
         with pytest.raises(CallTooLarge, match="logits of"):
             model(**family("gpt2").inputs(rows=4, tokens=32))
+        whole = family("gpt2").inputs(rows=1, tokens=32)
+        for kept in ("output_hidden_states", "output_attentions"):
+            with pytest.raises(CallTooLarge, match="hidden states or attentions"):
+                model(**whole, logits_to_keep=1, **{kept: True})
         assert supply.read == []
+        model(**whole, logits_to_keep=1)
+        assert supply.read
+        supply.read.clear()
         inputs = family("gpt2").inputs(rows=1, tokens=8)
         answer = model.generate(**inputs, **NEW, max_new_tokens=24)
         assert torch.equal(answer, plain.generate(**inputs, **NEW, max_new_tokens=24))

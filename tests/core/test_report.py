@@ -62,6 +62,14 @@ def test_a_run_that_generates() -> None:
     assert report.memory.peak_by_process == {"daemon": 20, "compute": 300}
 
 
+def test_many_loaders_are_summed_up() -> None:
+    ledger = Ledger(1, None, started_ns=0)
+    a_pass(ledger, 0, 100, 7)
+    loaders = {f"loader {number}": (8 + number) << 20 for number in range(64)}
+    ledger.memory_sampled({"daemon": 20 << 20, **loaders}, exact=True)
+    assert "\n          daemon 20 MiB, 64 loaders 8 MiB to 71 MiB each\n" in render_report(ledger.report())
+
+
 def test_an_encoder_has_passes_but_no_tokens() -> None:
     ledger = Ledger(1, None, started_ns=0)
     a_pass(ledger, 0, 100, 7)
