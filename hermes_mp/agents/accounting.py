@@ -10,8 +10,8 @@ from hermes_mp.core.budget import Needs
 from hermes_mp.host import memory
 
 QUICK_S, EXACT_S = 0.1, 0.05  # between two samples
-LOADER_NBYTES = 18 << 20  # what one that is still starting will take
-DAEMON_NBYTES = 30 << 20
+LOADER_NBYTES = 14 << 20  # what one that is still starting will take; one at work has 11
+DAEMON_NBYTES = 24 << 20  # at work 16 to 20
 
 
 class Accounting:

@@ -34,6 +34,8 @@ from hermes_mp.messages import (
     clip,
 )
 
+IMAGE_NBYTES = 48 << 20  # 12 megapixels as Pillow holds them
+
 if TYPE_CHECKING:
     from hermes_mp.models.tasks.task import Task
 
@@ -103,10 +105,14 @@ class _Compute:
             (lambda call: check_call(footprint, call)) if limited else (lambda call: None),
             (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
         )
-        task = open_task(model, directory, self.settings["options"])
+        reserve = made.footprint.reserve_nbytes
+        if model.main_input_name == "pixel_values":
+            reserve = max(reserve, IMAGE_NBYTES)  # an image is decoded before its pass needs memory
+        options = self.settings["options"] | {"image_nbytes": reserve if limited else None}
+        task = open_task(model, directory, options)
         settle(made.skeleton.dtype)
         base = memory.quick(os.getpid()).total_nbytes
-        self.supply.describe(base, footprint.reserve_nbytes)
+        self.supply.describe(base, reserve)
         while True:
             request = self.supply.next_request()
             if isinstance(request, StopCompute):

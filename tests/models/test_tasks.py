@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from hermes_mp.cli.embedded import embedded_model, embedded_requests
-from hermes_mp.errors import BadImage, CheckpointBroken, ContextTooLong, UnsupportedCheckpoint, WrongInput
+from hermes_mp.errors import BadImage, CallTooLarge, CheckpointBroken, ContextTooLong, UnsupportedCheckpoint, WrongInput
 from hermes_mp.models.tasks.choice import choose_task
 from hermes_mp.models.tasks.task import Answer, open_task
 
@@ -325,6 +325,36 @@ def test_image_classification_needs_pillow_only(tmp_path: Path) -> None:
     assert type(open_task(model, tmp_path, {}).input.processor).__name__ == "ViTImageProcessorPil"  # type: ignore[attr-defined]
     for mode in ("L", "RGBA", "P"):
         assert len(ask(model, tmp_path, {"line": picture(tmp_path / f"{mode}.png", mode)})[0]["labels"]) == 5
+
+
+@pytest.mark.parametrize("size", [32, {"shortest_edge": 32}], ids=["fixed", "by the shorter edge"])
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 1), ("RGB", 6), ("L", 1), ("L", 3)])
+def test_pixels_are_those_of_the_processor(size: Any, mode: str, orientation: int, tmp_path: Path) -> None:
+    """An image is made small before the processor copies it, and nothing may change by that."""
+    from PIL import Image, ImageOps
+
+    model = vit(tmp_path)
+    settings = {"image_processor_type": "ViTImageProcessor", "size": size, "do_normalize": True, "do_resize": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "noise.png"
+    Image.effect_noise((90, 70), 80).convert(mode).save(path, exif=exif)
+    task = open_task(model, tmp_path, {})
+    assert (task.input.size is None) == isinstance(size, dict)  # type: ignore[attr-defined]
+    pixels = task.input.read({"image": str(path)})  # type: ignore[attr-defined]
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    assert torch.equal(pixels, task.input.processor(images=upright, return_tensors="pt")["pixel_values"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("mode", "each"), [("RGB", 4), ("L", 8)])
+def test_an_image_larger_than_what_is_reserved(mode: str, each: int, tmp_path: Path) -> None:
+    model, path = vit(tmp_path), picture(tmp_path / "cat.png", mode)
+    need = each * 50 * 40
+    assert ask(model, tmp_path, {"image": path}, image_nbytes=need)[0]["labels"]
+    with pytest.raises(CallTooLarge, match=r"cat\.png has 50 x 40 pixels, which need 0\.0 MiB to prepare"):
+        ask(model, tmp_path, {"image": path}, image_nbytes=need - 1)
 
 
 def test_a_base_checkpoint_embeds_an_image(tmp_path: Path) -> None:

@@ -8,19 +8,25 @@ from typing import Any
 
 import torch
 
-from hermes_mp.errors import BadImage, MissingPackage, UnsupportedCheckpoint
+from hermes_mp.errors import BadImage, CallTooLarge, MissingPackage, UnsupportedCheckpoint
 from hermes_mp.models.tasks.choice import IMAGE_CLASSIFICATION, IMAGE_EMBEDDING
 from hermes_mp.models.tasks.classification import scored
 from hermes_mp.models.tasks.task import Answer, Say, given, number, passes
 from hermes_mp.models.tasks.text_input import one_line
 
 TOP = 5
+DECODED_NBYTES = 4  # of memory per pixel that Pillow takes
+PREPARED_NBYTES = 13  # that transformers' processor takes besides, of an image that it resizes itself; measured
+ORIENTATION = 0x0112  # the EXIF tag; 1: upright
 
 
 class ImageInput:
-    """Turns an image file into the pixels a model takes."""
+    """Turns an image file into the pixels a model takes.
 
-    def __init__(self, model: Any, directory: Path) -> None:
+    `options["image_nbytes"]`: what is reserved for an image on its way; None or missing: no limit.
+    """
+
+    def __init__(self, model: Any, directory: Path, options: dict[str, Any]) -> None:
         try:
             import PIL  # noqa: F401
         except ImportError as error:
@@ -28,6 +34,7 @@ class ImageInput:
         from transformers import AutoImageProcessor
 
         self.model = model
+        self.room_nbytes: int | None = options.get("image_nbytes")
         try:
             self.processor = AutoImageProcessor.from_pretrained(
                 str(directory), backend="pil", local_files_only=True, trust_remote_code=False
@@ -37,26 +44,61 @@ class ImageInput:
                 f"{directory} does not say how images are prepared: {one_line(error)}",
                 "add the model's preprocessor_config.json",
             ) from error
+        self.size = _fixed_size(self.processor)
 
     def read(self, request: dict[str, Any]) -> torch.Tensor:
-        """The pixels [1, channels, height, width] of a request, in the model's dtype. WrongInput, BadImage."""
+        """The pixels [1, channels, height, width] of a request, in the model's dtype.
+
+        Raises WrongInput, BadImage; CallTooLarge where the image is larger than what was reserved.
+        """
         _, path = given(request, ("image",), self.model)
-        pixels: torch.Tensor = self.processor(images=open_image(str(path)), return_tensors="pt")["pixel_values"]
+        image = self._open(str(path))
+        if self.size is not None:
+            # What the processor is about to do, without its three copies of the whole image.
+            image = image.resize(self.size, self.processor.resample)
+        pixels: torch.Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"]
         return pixels.to(self.model.dtype)
 
+    def _open(self, path: str) -> Any:
+        """The image of a file as RGB, turned as its EXIF data says. Never a URL: nothing is fetched."""
+        from PIL import Image, ImageOps
 
-def open_image(path: str) -> Any:
-    """The image of a file as RGB, turned as its EXIF data says. Never a URL: nothing is fetched."""
-    from PIL import Image, ImageOps
+        broken = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
+        try:
+            with Image.open(path) as image:
+                self._check(path, image)
+                ImageOps.exif_transpose(image, in_place=True)
+                image.load()
+                return image if image.mode == "RGB" else image.convert("RGB")
+        except FileNotFoundError as error:
+            raise BadImage(f"{path} does not exist") from error
+        except broken as error:
+            raise BadImage(f"{path} cannot be read as an image: {one_line(error)}") from error
 
-    broken = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise BadImage(f"{path} does not exist") from error
-    except broken as error:
-        raise BadImage(f"{path} cannot be read as an image: {one_line(error)}") from error
+    def _check(self, path: str, image: Any) -> None:
+        """By its header alone: nothing is decoded yet."""
+        copied = image.mode != "RGB" or image.getexif().get(ORIENTATION, 1) != 1
+        each = DECODED_NBYTES * (2 if copied else 1) + (PREPARED_NBYTES if self.size is None else 0)
+        need = each * image.width * image.height
+        if self.room_nbytes is not None and need > self.room_nbytes:
+            raise CallTooLarge(
+                f"{path} has {image.width} x {image.height} pixels, which need {need / 2**20:.1f} MiB to prepare, but "
+                f"{self.room_nbytes / 2**20:.1f} MiB are reserved",
+                "scale the image down, or raise --memory and --batch",
+            )
+
+
+def _fixed_size(processor: Any) -> tuple[int, int] | None:
+    """(width, height), where the processor first of all resizes to just that, by transformers' common code."""
+    from transformers.image_processing_backends import PilBackend
+
+    kind = type(processor)
+    common = getattr(kind, "resize", 0) is PilBackend.resize and getattr(kind, "_preprocess", 0) is PilBackend._preprocess
+    size = getattr(processor, "size", None) or {}
+    width, height = size.get("width"), size.get("height")
+    if not common or not processor.do_resize or not width or not height or processor.resample is None:
+        return None
+    return width, height
 
 
 class ImageClassification:
@@ -64,7 +106,7 @@ class ImageClassification:
 
     def __init__(self, model: Any, directory: Path, options: dict[str, Any]) -> None:
         self.model = model
-        self.input = ImageInput(model, directory)
+        self.input = ImageInput(model, directory, options)
 
     def answer(self, request: dict[str, Any], say: Say, final: bool) -> Answer:
         """The five best labels."""
@@ -79,7 +121,7 @@ class ImageEmbedding:
 
     def __init__(self, model: Any, directory: Path, options: dict[str, Any]) -> None:
         self.model = model
-        self.input = ImageInput(model, directory)
+        self.input = ImageInput(model, directory, options)
 
     def answer(self, request: dict[str, Any], say: Say, final: bool) -> Answer:
         """The same keys as a text's embedding."""
