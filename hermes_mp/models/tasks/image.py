@@ -93,7 +93,7 @@ def _fixed_size(processor: Any) -> tuple[int, int] | None:
     from transformers.image_processing_backends import PilBackend
 
     kind = type(processor)
-    common = getattr(kind, "resize", 0) is PilBackend.resize and getattr(kind, "_preprocess", 0) is PilBackend._preprocess
+    common = all(getattr(kind, name, None) is getattr(PilBackend, name) for name in ("resize", "_preprocess"))
     size = getattr(processor, "size", None) or {}
     width, height = size.get("width"), size.get("height")
     if not common or not processor.do_resize or not width or not height or processor.resample is None:
