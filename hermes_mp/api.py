@@ -85,7 +85,7 @@ def _build(config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_cal
         prepared.skeleton,
         prepared.division,
         behind.supply,
-        (lambda call: check_call(footprint, call)) if limited else (lambda call: None),
+        (lambda call: check_call(footprint, prepared.skeleton.model.config, call)) if limited else (lambda call: None),
         (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
     )
     behind.lock = model._hermes_binder.lock

@@ -173,7 +173,7 @@ class LaunchConfig(RunConfig):
     text: tuple[str, ...] = _option(
         (), TEXTS, "text to be classified, filled in ([MASK]), embedded or ranked", "TEXT", _REQUEST
     )
-    image: tuple[str, ...] = _option((), TEXTS, "image file to be classified", "FILE", _REQUEST)
+    image: tuple[str, ...] = _option((), TEXTS, "image file to be classified or embedded", "FILE", _REQUEST)
     token_ids: tuple[int, ...] | None = _option(
         None, IDS, "the input as token ids, for a model without a tokenizer", "5,17,9", _REQUEST
     )

@@ -92,7 +92,7 @@ class BudgetTooSmall(UserError):
 
 
 class CallTooLarge(UserError):
-    """A call needs more KV cache, logits or activations than was reserved."""
+    """A call needs more KV cache, logits, activations or kept states than was reserved, or an image than is left."""
 
     exit_code = 17
     attempt = "raise --context or --batch (API: load(..., context=, batch=)), or ask for less"

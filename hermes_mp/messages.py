@@ -136,10 +136,11 @@ class UnitFailed:
 
 @dataclass(frozen=True)
 class SlotsDivided:
-    """The budget is divided: so many slots of so many bytes. Compute may bind from now on."""
+    """The budget is divided: so many slots, and `reserve_nbytes` for what compute does. It may bind from now on."""
 
     slots: int
     slot_nbytes: int
+    reserve_nbytes: int
 
 
 @dataclass(frozen=True)
@@ -191,13 +192,15 @@ class UnitsDescribed:
     """That was all: `units` units; `digest` names the list; see `core.budget` for the bytes.
 
     `base_nbytes` is compute's memory before it binds, `reserve_nbytes` what it must be left for KV cache, logits,
-    activations and casts at the reserved context and batch.
+    activations and casts at the reserved context and batch, `wish_nbytes` what it would use if there is room: for
+    large images.
     """
 
     units: int
     digest: str
     base_nbytes: int
     reserve_nbytes: int
+    wish_nbytes: int
 
 
 @dataclass(frozen=True)

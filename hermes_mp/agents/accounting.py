@@ -51,8 +51,8 @@ class Accounting:
             found[name] = quick.private_nbytes + int(self._file_shares[pid] * quick.file_nbytes) + quick.tables_nbytes
         return found, exactly
 
-    def needs(self, loaders: int, compute_nbytes: int, reserve_nbytes: int) -> Needs:
+    def needs(self, loaders: int, compute_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
         """What must be left beside the slots, by what our processes take now."""
         each = max([LOADER_NBYTES, *(memory.exact(pid).total_nbytes for pid in self._crew.pids().values())])
         own = max(DAEMON_NBYTES, memory.exact(os.getpid()).total_nbytes)
-        return Needs(own, each * loaders, compute_nbytes, reserve_nbytes)
+        return Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes)

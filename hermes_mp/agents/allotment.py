@@ -11,12 +11,15 @@ from hermes_mp.messages import SlotNo
 
 
 class Allotment:
-    """`bases` says where the allocated slots begin; `missing` more are planned. All are `slot_nbytes` long."""
+    """`bases` says where the allocated slots begin; `missing` more are planned. All are `slot_nbytes` long.
+
+    `reserve_nbytes`: what the budget leaves for what compute does.
+    """
 
     def __init__(self, arena: Arena, budget: int | None, loaders: int, fixed: int | None) -> None:
         """`fixed`: so many slots, whatever the budget says; for tests."""
         self.bases: dict[SlotNo, int] = {}
-        self.slot_nbytes = 0
+        self.slot_nbytes = self.reserve_nbytes = 0
         self.missing = 0
         self._arena, self._budget, self._loaders, self._fixed = arena, budget, loaders, fixed
 
@@ -27,8 +30,8 @@ class Allotment:
     def divide(self, units: UnitList, needs: Needs, remembered: bool) -> int:
         """Plan the slots for these units; how many there shall be. Raises BudgetTooSmall.
 
-        What is `remembered` of compute may be less than it takes today (how much of torch's libraries counts depends
-        on who else uses them): then a window's worth at most, and one slot less than there would be room for.
+        What is `remembered` of compute may be less than it takes today (another tokenizer, a library that another
+        process had mapped): then a window's worth at most, and one slot less than there would be room for.
         """
         nbytes = units.slot_nbytes
         granule = self._arena.granule if nbytes >= 4 * self._arena.granule else mmap.PAGESIZE
@@ -39,7 +42,7 @@ class Allotment:
             count = max(min(count, MIN_SLOTS), min(count - 1, self._loaders + 1))
         if nbytes:
             count = min(count, self._arena.nbytes // nbytes)
-        self.slot_nbytes = nbytes
+        self.slot_nbytes, self.reserve_nbytes = nbytes, share.reserve
         self.missing = max(0, count - len(self.bases))
         return count
 

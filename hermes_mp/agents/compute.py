@@ -34,10 +34,10 @@ from hermes_mp.messages import (
     clip,
 )
 
-IMAGE_NBYTES = 48 << 20  # 12 megapixels as Pillow holds them
-
 if TYPE_CHECKING:
     from hermes_mp.models.tasks.task import Task
+
+IMAGE_NBYTES = 112 << 20  # wished for: to decode a JPEG of 12 megapixels and turn it upright
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -102,24 +102,23 @@ class _Compute:
             made.skeleton,
             made.division,
             self.supply,
-            (lambda call: check_call(footprint, call)) if limited else (lambda call: None),
+            (lambda call: check_call(footprint, made.skeleton.model.config, call)) if limited else (lambda call: None),
             (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
         )
-        reserve = made.footprint.reserve_nbytes
-        if model.main_input_name == "pixel_values":
-            reserve = max(reserve, IMAGE_NBYTES)  # an image is decoded before its pass needs memory
-        options = self.settings["options"] | {"image_nbytes": reserve if limited else None}
-        task = open_task(model, directory, options)
+        task = open_task(model, directory, self.settings["options"])
         settle(made.skeleton.dtype)
         base = memory.quick(os.getpid()).total_nbytes
-        self.supply.describe(base, reserve)
+        # An image is prepared before its pass needs the reserve.
+        wish = IMAGE_NBYTES if model.main_input_name == "pixel_values" else 0
+        divided = self.supply.describe(base, footprint.reserve_nbytes, wish)
+        room = {"room_nbytes": divided.reserve_nbytes} if limited else {}
         while True:
             request = self.supply.next_request()
             if isinstance(request, StopCompute):
                 return
             whole = self._whole(request)
             if whole is not None:
-                self._answer(task, request, whole)
+                self._answer(task, request, whole | room)
 
     def _whole(self, request: RunRequest) -> dict[str, Any] | None:
         text = self.parts.pop(request.request, "") + request.text

@@ -364,7 +364,7 @@ class Daemon:
             raise BadMessage(f"compute described {len(specs)} of {message.units} units, or others than it named")
         units.check()
         self.sample(exactly=True)
-        needs = self._needs(message.base_nbytes, message.reserve_nbytes)
+        needs = self._needs(message.base_nbytes, message.reserve_nbytes, message.wish_nbytes)
         try:
             if self.mind is not None and units != self.units:
                 self._forget_guess()
@@ -374,7 +374,7 @@ class Daemon:
             return
         unitcache.remember(self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes))
         self.divided = True
-        self._to_compute(SlotsDivided(self.slots.planned, self.slots.slot_nbytes))
+        self._to_compute(SlotsDivided(self.slots.planned, self.slots.slot_nbytes, self.slots.reserve_nbytes))
         self.front.ready(units)
 
     # --- units and slots
@@ -383,8 +383,8 @@ class Daemon:
         files = tuple(UnitFile(str(file.path), file.nbytes) for file in self.settings.checkpoint.files)
         return units.files == files
 
-    def _needs(self, base_nbytes: int, reserve_nbytes: int) -> Needs:
-        return self.accounting.needs(self.settings.loaders, base_nbytes, reserve_nbytes)
+    def _needs(self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
+        return self.accounting.needs(self.settings.loaders, base_nbytes, reserve_nbytes, wish_nbytes)
 
     def _adopt(self, units: UnitList, needs: Needs, remembered: bool = False) -> None:
         """Run on these units from now on, with the slots that the budget leaves."""

@@ -64,7 +64,7 @@ class LinkedSupply:
         self._list = units
         self._leasing = Leasing(len(units.units), more=True)
 
-    def describe(self, base_nbytes: int, reserve_nbytes: int) -> SlotsDivided:
+    def describe(self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> SlotsDivided:
         """Tell the daemon all units and what compute needs, and wait for its division of the budget.
 
         Raises BudgetTooSmall (from the daemon) or whatever else it refuses the run with.
@@ -74,7 +74,7 @@ class LinkedSupply:
         for unit, spec in enumerate(self._list.units):
             self._link.send(UnitDescribed(UnitNo(unit), spec.nbytes, spec.ranges))
         count, digest = len(self._list.units), self._list.digest()
-        self._link.send(UnitsDescribed(count, digest, base_nbytes, reserve_nbytes))
+        self._link.send(UnitsDescribed(count, digest, base_nbytes, reserve_nbytes, wish_nbytes))
         while self.divided is None:
             self._receive()
         return self.divided
@@ -118,7 +118,7 @@ class LinkedSupply:
         nbytes = reader.read_rows(ranges, into)
         self._send(RowsRead(nbytes, started, time.monotonic_ns()))
 
-    def forecast(self, more: bool, units: int) -> None:
+    def forecast(self, more: bool, units: int | None) -> None:
         self._act(self._leasing.forecast(more, units))
 
     def pass_started(self, rows: int, tokens: int) -> None:

@@ -23,6 +23,7 @@ class Needs:
     loaders: int  # all of them together
     compute: int  # before it binds
     reserve: int  # KV cache, logits, activations and casts at the reserved context and batch
+    wish: int = 0  # a larger reserve, for inputs that are large before they are prepared; slots beyond the least yield
 
     @property
     def total(self) -> int:
@@ -31,10 +32,11 @@ class Needs:
 
 @dataclass(frozen=True)
 class Share:
-    """`slots` slots of `slot_nbytes`."""
+    """`slots` slots of `slot_nbytes`, and `reserve` bytes for what compute does."""
 
     slots: int
     slot_nbytes: int
+    reserve: int
 
 
 def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, loaders: int) -> Share:
@@ -43,13 +45,13 @@ def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, lo
     Raises BudgetTooSmall with the smallest budget that would do.
     """
     if units == 0:
-        return Share(0, slot_nbytes)
+        return Share(0, slot_nbytes, max(needs.reserve, needs.wish))
     if budget is None:
-        return Share(min(units, max(loaders + 1, MIN_SLOTS)), slot_nbytes)
+        return Share(min(units, max(loaders + 1, MIN_SLOTS)), slot_nbytes, max(needs.reserve, needs.wish))
     cost = slot_cost(slot_nbytes, loaders)
     least = min(units, MIN_SLOTS)
-    slots = (budget - needs.total) // cost
-    if slots < least:
+    spare = budget - needs.total - least * cost
+    if spare < 0:
         smallest = needs.total + least * cost
         raise BudgetTooSmall(
             f"--memory {_mib(budget)} is too small; the smallest budget for this model, context and batch is "
@@ -57,7 +59,8 @@ def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, lo
             f"{_mib(needs.compute)}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
             f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES)})"
         )
-    return Share(min(slots, units), slot_nbytes)
+    extra = min(spare, max(0, needs.wish - needs.reserve))
+    return Share(min(least + (spare - extra) // cost, units), slot_nbytes, needs.reserve + extra)
 
 
 def slot_cost(slot_nbytes: int, loaders: int) -> int:

@@ -124,7 +124,7 @@ class Leasing:
         if lease.bound_ns is None:
             lease.bound_ns = now_ns
         following = unit + 1
-        if following >= self._expected:
+        if following == (self._expected if unit < self._expected else self._units):
             if not self._more:
                 return []
             following = 0
@@ -140,9 +140,12 @@ class Leasing:
         lease.binds -= 1
         return [self._return(lease, now_ns, computed)] if lease.binds <= 0 else []
 
-    def forecast(self, more: bool, units: int = 0) -> list[Action]:
-        """Whether another pass is expected after this one, and how many of the first units they need; 0: all."""
-        expected = units or self._units
+    def forecast(self, more: bool, units: int | None) -> list[Action]:
+        """Whether another pass is expected after this one, and how many of the first units both need.
+
+        0: all; None: as before.
+        """
+        expected = self._expected if units is None else units or self._units
         if more == self._more and expected == self._expected:
             return []
         self._more, self._expected = more, expected

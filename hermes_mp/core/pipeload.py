@@ -94,14 +94,15 @@ class Pipeload:
         self.slots = Slots()
         self.loads_by_unit = [0] * len(units)
         self.computes_by_unit = [0] * len(units)
-        self.loaders = Loaders(limits or Limits())
         self._limits = limits or Limits()
+        self.loaders = Loaders(self._limits)
         self._loaders_planned = loaders
         self._window_planned = window
         self._slots_wanted: int | None = None
         self._lost: NoLoadersLeft | None = None
         self._more = more
         self._expected = len(units)  # a pass is expected to end before this unit
+        self._reach: int | None = None  # the most that was ever expected: over so many units residents are spread
         self._position = 0  # the unit expected next; len(units) after the last
         self._demands: dict[UnitNo, _Demand] = {}  # the newest last
         self._guess: UnitNo | None = None
@@ -186,6 +187,8 @@ class Pipeload:
                 self.slots.give_back(slot, computed=False)
             self._demands.clear()
             self._guess, self._position, self._more = None, 0, False
+            self._expected, self._reach = len(self.units), None
+            self._divide()
         else:
             self._lost = event
 
@@ -196,10 +199,13 @@ class Pipeload:
             return
         self._moved_ns = now_ns
         self._position = unit
+        if self._reach is not None and unit >= self._reach:
+            self._reach = len(self.units)
+            self._divide()
         self._guess = None if event.waiting else unit
         if not event.waiting:
             # Compute guesses the next unit when it binds one: so the one before was no idle guess.
-            before = self.slots.content.get(UnitNo((unit or self._expected) - 1))
+            before = self.slots.content.get(UnitNo(self._expected - 1 if unit == 0 else unit - 1))
             if before is not None:
                 before.guess = False
         slot = self.slots.content.get(unit)
@@ -213,9 +219,9 @@ class Pipeload:
 
     def _forecast(self, event: PassForecast) -> None:
         self._more = event.more
-        expected = event.units if 0 < event.units <= len(self.units) else len(self.units)
-        if expected != self._expected:
-            self._expected = expected
+        self._expected = event.units if 0 < event.units <= len(self.units) else len(self.units)
+        if self._reach is None or self._expected > self._reach:  # never less: calls of the model and of its base
+            self._reach = self._expected  # take turns, and would drive each other's residents out
             self._divide()
 
     def _load_failed(self, slot: Slot, event: LoadFailed) -> None:
@@ -233,7 +239,7 @@ class Pipeload:
         if self._slots_wanted is not None:
             count = min(count, self._slots_wanted)
         self.window = window_for(count, self._loaders_planned, self._window_planned)
-        self.residents = choose_residents(self.units[: self._expected], count, self.window)
+        self.residents = choose_residents(self.units[: self._reach], count, self.window)
 
     # --- rules, in order of priority
 
@@ -276,10 +282,9 @@ class Pipeload:
                     self._lend(slot, unit, now_ns, actions)
 
     def _read_ahead(self, now_ns: int, actions: list[Action]) -> None:
-        count = self._expected
+        count, first = self._cycle(), self._position
         if not self.loaders.idle or len(self.slots.content) == len(self.units):
             return
-        first = min(self._position, count)
         window_full = False
         for distance in range(count if self._more else count - first):
             unit = UnitNo((first + distance) % count)
@@ -337,9 +342,13 @@ class Pipeload:
         return loads is None or all(slot.late for slot in loads)
 
     def _distance(self, unit: UnitNo) -> int:
-        """How many units are expected to be used before this one."""
-        count = self._expected
-        return (unit - min(self._position, count)) % count if unit < count else len(self.units) + unit
+        """How many units are expected to be used before this one; one that no pass is expected to use comes last."""
+        count = self._cycle()
+        return (unit - self._position) % count if unit < count else len(self.units) + unit
+
+    def _cycle(self) -> int:
+        """The number of units after which a pass begins anew; one that went further than expected goes to the end."""
+        return self._expected if self._position <= self._expected else len(self.units)
 
     def _residents_missing(self) -> bool:
         return any(self._missing(unit) for unit in self.residents)

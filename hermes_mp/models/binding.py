@@ -62,7 +62,7 @@ class Binder:
             self.check_call(call)
             if self.passes_left is not None:
                 self.passes_left = max(self.passes_left - 1, 0)
-            self.supply.forecast(self.passes_left != 0, self._ends.get(id(module), 0))
+            self.supply.forecast(self.passes_left != 0, self._ends.get(id(module)))
             self.supply.pass_started(*_extent(call))
         except BaseException:
             self._depth -= 1

@@ -18,6 +18,7 @@ from hermes_mp.models.trace import Trace, trace_forward
 DEFAULT_CONTEXT = 2048
 SAMPLING_COPIES = 8  # of the last logits in float32: processors, softmax, sort
 FALLBACK_NBYTES = 128 << 20  # where the trace fails
+MANY_HEADS = 64  # where the configuration does not say
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Footprint:
     quadratic_nbytes: float  # per sequence and position squared
     logits_nbytes: int  # per position whose logits are kept
     constant_nbytes: int
-    states_nbytes: int = 0  # per sequence and position, of a call that keeps every layer's hidden states
-    attentions_nbytes: int = 0  # per sequence and position squared, of a call that keeps every layer's attention
+    states_nbytes: float  # per sequence and position, of a call that keeps every layer's hidden states
+    attentions_nbytes: float  # per sequence and position squared, of a call that keeps every layer's attention
 
     @property
     def reserve_nbytes(self) -> int:
@@ -45,8 +46,8 @@ class Footprint:
 
     def kept_nbytes(self, tokens: int, positions: int, asked: Callable[[str], Any]) -> int:
         """Per sequence: what a call of `tokens` new of all `positions` keeps of its layers, as `asked` by option."""
-        states = tokens * self.states_nbytes if asked("output_hidden_states") else 0
-        return states + (tokens * positions * self.attentions_nbytes if asked("output_attentions") else 0)
+        states = tokens * self.states_nbytes if asked("output_hidden_states") else 0.0
+        return int(states + (tokens * positions * self.attentions_nbytes if asked("output_attentions") else 0.0))
 
     def check(self, rows: int, positions: int, logits: int = 1, kept_nbytes: int = 0) -> None:
         """Raises CallTooLarge with the two numbers where a call needs more than is reserved."""
@@ -66,7 +67,7 @@ def measure(model: Any, trace: Trace, batch: int, context: int, extra_nbytes: in
     `extra_nbytes`: what else the binding needs, casts of weights for instance.
     """
     logits = trace.logits_nbytes_per_position * SAMPLING_COPIES
-    kept = _kept_each(model)
+    kept = _kept_each(model, trace)
     if trace.failed:
         return Footprint(batch, context, FALLBACK_NBYTES, 0.0, 0.0, logits, extra_nbytes, *kept)
     peak = trace.peak_nbytes / batch
@@ -78,23 +79,23 @@ def measure(model: Any, trace: Trace, batch: int, context: int, extra_nbytes: in
     return Footprint(batch, context, 0, peak / context - quadratic * context, quadratic, logits, extra_nbytes, *kept)
 
 
-def _kept_each(model: Any) -> tuple[int, int]:
-    """Bytes of every layer's hidden states per position, and of its attention per position squared; 0: unknown.
+def _kept_each(model: Any, trace: Trace) -> tuple[float, float]:
+    """Bytes of every layer's hidden states per position, and of its attention per position squared.
 
-    An image counts as one position (see `check_call`), so its patches are in the figures.
+    Each of an image's passes counts as one position (see `check_call`), so its patches are in the figures.
     """
-    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    layers, width, heads = (
-        getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    )
-    if not (isinstance(layers, int) and isinstance(width, int) and isinstance(heads, int)):
-        return 0, 0
-    tokens = 1
-    image, patch = getattr(text, "image_size", None), getattr(text, "patch_size", None)
-    if model.main_input_name == "pixel_values" and isinstance(image, int) and isinstance(patch, int):
-        tokens += (image // patch) ** 2
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    heads = getattr(text, "num_attention_heads", MANY_HEADS)
+    heads = heads if isinstance(heads, int) else max(heads, default=MANY_HEADS)
     itemsize: int = model.dtype.itemsize
-    return (layers + 1) * width * itemsize * tokens, layers * heads * itemsize * tokens**2
+    states = attentions = 0.0
+    for _, positions, width in trace.layers:
+        counted = 1 if model.main_input_name == "pixel_values" else positions
+        states += positions * width * itemsize / counted
+        attentions += heads * positions**2 * itemsize / counted**2
+    attentions *= 2 if config.is_encoder_decoder else 1  # to itself, and to the encoder's states
+    return states * (1 + 1 / max(1, len(trace.layers))), attentions  # the embedding's states too
 
 
 def model_maximum(config: Any) -> int | None:
@@ -107,8 +108,8 @@ def model_maximum(config: Any) -> int | None:
     return None
 
 
-def check_call(footprint: Footprint, call: dict[str, Any]) -> None:
-    """Check one forward, given its arguments by name."""
+def check_call(footprint: Footprint, config: Any, call: dict[str, Any]) -> None:
+    """Check one forward, given its arguments by name; what it does not say the model's `config` does."""
     rows, tokens = 1, 1
     for name in ("input_ids", "inputs_embeds", "hidden_states", "pixel_values"):
         value = call.get(name)
@@ -123,7 +124,11 @@ def check_call(footprint: Footprint, call: dict[str, Any]) -> None:
     kept = tokens if isinstance(keep, int) and keep == 0 else keep if isinstance(keep, int) else len(keep)
     # One float32 copy less than sampling makes: the logits of a plain forward are kept once.
     logits = max(1, -(-kept // SAMPLING_COPIES)) if footprint.logits_nbytes else 1
-    footprint.check(rows, positions, logits, footprint.kept_nbytes(tokens, positions, call.get))
+
+    def asked(name: str) -> Any:
+        return call.get(name, getattr(config, name, False))
+
+    footprint.check(rows, positions, logits, footprint.kept_nbytes(tokens, positions, asked))
 
 
 def check_generate(footprint: Footprint, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -137,7 +142,10 @@ def check_generate(footprint: Footprint, model: Any, args: tuple[Any, ...], kwar
         given = kwargs.get(name)
         return getattr(config, name, None) if given is None else given
 
+    def asked(name: str) -> Any:
+        return setting(name) or getattr(model.config, name, False)
+
     rows = inputs.shape[0] * max(setting("num_beams") or 1, setting("num_return_sequences") or 1)
     new = setting("max_new_tokens")
     positions = inputs.shape[1] + new if new is not None else max(setting("max_length") or 20, inputs.shape[1])
-    footprint.check(rows, positions, kept_nbytes=footprint.kept_nbytes(positions, positions, setting))
+    footprint.check(rows, positions, kept_nbytes=footprint.kept_nbytes(positions, positions, asked))

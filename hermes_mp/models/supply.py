@@ -20,8 +20,8 @@ class Supply(Protocol):
     def read_rows(self, file: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
         """Read the (offset, nbytes) ranges of file number `file`, one after the other, into `into`."""
 
-    def forecast(self, more: bool, units: int) -> None:
-        """Whether another pass is expected after this one; like it they need the first `units` units (0: all)."""
+    def forecast(self, more: bool, units: int | None) -> None:
+        """Whether another pass is expected after this; both need the first `units` units (0: all; None: as before)."""
 
     def pass_started(self, rows: int, tokens: int) -> None: ...
 

@@ -38,6 +38,7 @@ class Trace:
     uses: list[Use] = field(default_factory=list)
     peak_nbytes: int = 0
     logits_nbytes_per_position: int = 0  # where the caller may choose how many positions get logits
+    layers: list[torch.Size] = field(default_factory=list)  # of the hidden states that each layer gave
     failed: str = ""
 
 
@@ -112,12 +113,17 @@ class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own 
 
 
 @contextmanager
-def _module_stack(model: nn.Module, stack: list[int]) -> Iterator[None]:
+def _module_stack(model: nn.Module, trace: Trace, stack: list[int]) -> Iterator[None]:
+    members = {id(one) for part in model.modules() if isinstance(part, nn.ModuleList) for one in part}
+
     def push(module: nn.Module, args: Any) -> None:
         stack.append(id(module))
 
     def pop(module: nn.Module, args: Any, output: Any) -> None:
         stack.pop()
+        states = output[0] if isinstance(output, (tuple, list)) and output else output
+        if id(module) in members and isinstance(states, torch.Tensor) and states.dim() == 3:
+            trace.layers.append(states.shape)
 
     handles = []
     for module in model.modules():
@@ -139,7 +145,7 @@ def trace_forward(model: Any, rows: int, tokens: int) -> Trace:
         peak.seen.add(parameter.untyped_storage()._cdata)
     try:
         inputs = example_inputs(model, rows, tokens)
-        with torch.no_grad(), _module_stack(model, stack), _Uses(trace, stack), peak:
+        with torch.no_grad(), _module_stack(model, trace, stack), _Uses(trace, stack), peak:
             output = model(**inputs)
         logits = getattr(output, "logits", None)
         if isinstance(logits, torch.Tensor) and "logits_to_keep" in inputs:

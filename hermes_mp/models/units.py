@@ -67,7 +67,7 @@ class Matrix:
 class Division:
     """A model's units. `layouts[u]` says where the tensors of unit u lie; `pinned` stay in memory for good.
 
-    `ends`, by the id of a module: the unit before which its forward is expected to end; unknown ones are left out.
+    `ends`, for the model and its base model by id: the unit before which a forward is expected to end.
     """
 
     pieces: list[Piece]
@@ -110,11 +110,12 @@ class _Divider:
         pieces = [piece for piece in pieces if piece.bounds]
         matrices = [self._matrix(parameter) for parameter in self.owners if parameter in self.streamed]
         division = self._pack(pieces, matrices, pinned)
-        if not self.trace.failed:
-            division.ends = self._ends(division)
+        model = self.skeleton.model
+        if not self.trace.failed and not model.config.is_encoder_decoder:  # whose encoder and decoder are called apart
+            division.ends = {id(part): self._end(division, id(part)) for part in (model, model.base_model)}
         return division
 
-    def _ends(self, division: Division) -> dict[int, int]:
+    def _end(self, division: Division, part: int) -> int:
         after = {
             (id(bound.module._parameters[bound.leaf]), kind): piece.unit + 1
             for piece in division.pieces
@@ -125,11 +126,8 @@ class _Divider:
             module, leaf = matrix.owners[0]
             if matrix.blocks:
                 after[id(module._parameters[leaf]), "matrix"] = matrix.blocks[-1].unit + 1
-        ends: dict[int, int] = {}
-        for use in self.trace.uses:
-            for module_id in use.inside:
-                ends[module_id] = max(ends.get(module_id, 0), after.get((use.parameter, use.kind), 0))
-        return ends
+        inside = (use for use in self.trace.uses if part in use.inside)
+        return max((after.get((use.parameter, use.kind), 0) for use in inside), default=0)
 
     # --- which parameters are used how
 

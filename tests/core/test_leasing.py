@@ -136,8 +136,8 @@ def test_the_guess_wraps_only_if_more_is_forecast() -> None:
     mind = Leasing(2)
     hold(mind, 1, 1)
     mind.done(UnitNo(1), 5)
-    assert mind.forecast(False) == []
-    assert mind.forecast(True) == [Send(PassForecast(True))]
+    assert mind.forecast(False, None) == []
+    assert mind.forecast(True, None) == [Send(PassForecast(True))]
     want(mind, 1, 10)
     mind.handle(ready(2, 1), 11)
     assert mind.begin(UnitNo(1), 12) == [ask(0, waiting=False)]
@@ -152,6 +152,19 @@ def test_without_a_forecast_the_last_unit_asks_nothing() -> None:
     want(mind, 1, 0)
     mind.handle(ready(1, 1), 0)
     assert mind.begin(UnitNo(1), 0) == []
+
+
+def test_the_guess_wraps_where_a_pass_should_end_and_goes_on_where_it_does_not() -> None:
+    mind = Leasing(5, more=True)
+    assert mind.forecast(True, 3) == [Send(PassForecast(True, 3))]
+    assert mind.forecast(True, None) == []
+    for ticket, (unit, guess) in enumerate([(1, 2), (2, 0), (3, 4), (4, 0)], start=1):
+        want(mind, unit, 0)
+        mind.handle(ready(ticket, unit), 0)
+        assert mind.begin(UnitNo(unit), 0) == [ask(guess, waiting=False)], unit
+        mind.done(UnitNo(unit), 0)
+    assert mind.forecast(True, 0) == [Send(PassForecast(True, 0))]
+    assert mind.forecast(True, 5) == []
 
 
 def test_nested_units_are_held_together() -> None:

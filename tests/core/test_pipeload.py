@@ -225,6 +225,38 @@ def test_with_a_forecast_reading_wraps_around() -> None:
     assert d.loaded(0, 1) == [announce(2, 2, 0), load(0, 3, 0, 1)]
 
 
+def test_a_pass_is_read_as_far_as_it_should_go_and_further_once_it_does() -> None:
+    d = Driver(units=4, slots=2, loaders=1, more=True)
+    assert d.tell(PassForecast(more=True, units=2)) == []
+    assert d.start(0) == [load(0, 1, 0, 0)]
+    d.ask(0)
+    assert d.loaded(0, 1) == [announce(2, 0, 0), load(0, 3, 1, 1)]
+    assert d.done(2) == []
+    d.ask(1)
+    assert d.loaded(0, 3) == [announce(4, 1, 1)], "the next pass begins with unit 0, which is here"
+    assert d.done(4) == []
+    assert d.ask(2) == [load(0, 5, 2, 1)]
+    assert d.loaded(0, 5) == [announce(6, 2, 1), load(0, 7, 3, 0)], "it goes further than it should"
+    assert d.done(6) == []
+    assert d.ask(3) == []
+    assert d.loaded(0, 7) == [announce(8, 3, 0), load(0, 9, 0, 1)], "and then begins anew"
+
+
+def test_residents_are_spread_over_the_longest_pass_that_was_expected() -> None:
+    """A model and its base model called in turns would otherwise drive each other's residents out."""
+    d = Driver(units=20, slots=7, loaders=1)
+    assert d.mind.residents == {3, 7, 11, 15, 19}
+    d.tell(PassForecast(more=True, units=10))
+    assert d.mind.residents == {1, 3, 5, 7, 9}
+    d.tell(PassForecast(more=True))
+    assert d.mind.residents == {3, 7, 11, 15, 19}
+    d.tell(PassForecast(more=True, units=10))
+    assert d.mind.residents == {3, 7, 11, 15, 19}
+    d.tell(ComputeGone())
+    d.tell(PassForecast(more=True, units=10))
+    assert d.mind.residents == {1, 3, 5, 7, 9}
+
+
 # --- misfortunes
 
 

@@ -348,13 +348,30 @@ def test_pixels_are_those_of_the_processor(size: Any, mode: str, orientation: in
     assert torch.equal(pixels, task.input.processor(images=upright, return_tensors="pt")["pixel_values"])  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("mode", "each"), [("RGB", 4), ("L", 8)])
-def test_an_image_larger_than_what_is_reserved(mode: str, each: int, tmp_path: Path) -> None:
-    model, path = vit(tmp_path), picture(tmp_path / "cat.png", mode)
+@pytest.mark.parametrize(
+    ("name", "mode", "settings", "each"),
+    [
+        ("png", "RGB", {}, 4),
+        ("png", "L", {}, 8),
+        ("jpg", "RGB", {}, 5),
+        ("jpg", "RGB", {"orientation": 6}, 9),
+        ("jpg", "RGB", {"progressive": True}, 8),
+        ("gif", "P", {}, 20),
+    ],
+)
+def test_an_image_that_needs_more_than_is_left(
+    name: str, mode: str, settings: dict[str, Any], each: int, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    model, path = vit(tmp_path), tmp_path / f"cat.{name}"
+    exif = Image.Exif()
+    exif[0x0112] = settings.get("orientation", 1)
+    Image.linear_gradient("L").resize((50, 40)).convert(mode).save(path, exif=exif, **settings)
     need = each * 50 * 40
-    assert ask(model, tmp_path, {"image": path}, image_nbytes=need)[0]["labels"]
-    with pytest.raises(CallTooLarge, match=r"cat\.png has 50 x 40 pixels, which need 0\.0 MiB to prepare"):
-        ask(model, tmp_path, {"image": path}, image_nbytes=need - 1)
+    assert ask(model, tmp_path, {"image": str(path), "room_nbytes": need})[0]["labels"]
+    with pytest.raises(CallTooLarge, match=r"cat\.... has 50 x 40 pixels, which need 0\.0 MiB to prepare"):
+        ask(model, tmp_path, {"image": str(path), "room_nbytes": need - 1})
 
 
 def test_a_base_checkpoint_embeds_an_image(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class FileSupply:
         self.rows_nbytes += len(data)
         into[:] = data
 
-    def forecast(self, more: bool, units: int) -> None: ...
+    def forecast(self, more: bool, units: int | None) -> None: ...
 
     def pass_started(self, rows: int, tokens: int) -> None:
         self.passes.append(f"{rows}x{tokens}")
@@ -229,6 +229,14 @@ def test_an_output_that_lies_in_a_slot_is_copied_wherever_it_is(folder: Folder) 
     assert found.other is other is pair.ours
     low, high = ours.data_ptr(), ours.data_ptr() + len(supply.buffer)
     assert not [one for one in (found.ours, view, pair.other) if low <= one.data_ptr() < high]
+
+
+def test_where_a_pass_should_end(folder: Folder) -> None:
+    """The whole model's ends behind the last block of its head, the base model's before the first one."""
+    skeleton, division = divided(folder("llama-untied"))
+    (head,) = [matrix for matrix in division.matrices if matrix.blocks]
+    model = skeleton.model
+    assert division.ends == {id(model): len(division.layouts), id(model.base_model): head.blocks[0].unit}
 
 
 def test_dropping_the_model_drops_all_of_it(folder: Folder) -> None:

@@ -15,18 +15,18 @@ from hermes_mp.models.tasks.task import Answer, Say, given, number, passes
 from hermes_mp.models.tasks.text_input import one_line
 
 TOP = 5
-DECODED_NBYTES = 4  # of memory per pixel that Pillow takes
-PREPARED_NBYTES = 13  # that transformers' processor takes besides, of an image that it resizes itself; measured
+PIXEL_NBYTES = 4  # of a decoded image, and of each copy of it; measured, as are those below
+DECODING_NBYTES = {"PNG": 4, "BMP": 4, "JPEG": 5}  # at most, the decoded image included
+DECODING_OTHERS_NBYTES = 16  # WebP, and others that decode all of it before they hand it over
+PROGRESSIVE_NBYTES = 8
+PREPARING_NBYTES = 13  # transformers' processor, besides the image, where it resizes itself
 ORIENTATION = 0x0112  # the EXIF tag; 1: upright
 
 
 class ImageInput:
-    """Turns an image file into the pixels a model takes.
+    """Turns an image file into the pixels a model takes."""
 
-    `options["image_nbytes"]`: what is reserved for an image on its way; None or missing: no limit.
-    """
-
-    def __init__(self, model: Any, directory: Path, options: dict[str, Any]) -> None:
+    def __init__(self, model: Any, directory: Path) -> None:
         try:
             import PIL  # noqa: F401
         except ImportError as error:
@@ -34,7 +34,6 @@ class ImageInput:
         from transformers import AutoImageProcessor
 
         self.model = model
-        self.room_nbytes: int | None = options.get("image_nbytes")
         try:
             self.processor = AutoImageProcessor.from_pretrained(
                 str(directory), backend="pil", local_files_only=True, trust_remote_code=False
@@ -49,24 +48,25 @@ class ImageInput:
     def read(self, request: dict[str, Any]) -> torch.Tensor:
         """The pixels [1, channels, height, width] of a request, in the model's dtype.
 
-        Raises WrongInput, BadImage; CallTooLarge where the image is larger than what was reserved.
+        Raises WrongInput, BadImage; CallTooLarge where the image needs more than the request's `room_nbytes`.
         """
         _, path = given(request, ("image",), self.model)
-        image = self._open(str(path))
+        image = self._open(str(path), request.get("room_nbytes"))
         if self.size is not None:
             # What the processor is about to do, without its three copies of the whole image.
             image = image.resize(self.size, self.processor.resample)
         pixels: torch.Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"]
         return pixels.to(self.model.dtype)
 
-    def _open(self, path: str) -> Any:
+    def _open(self, path: str, room_nbytes: int | None) -> Any:
         """The image of a file as RGB, turned as its EXIF data says. Never a URL: nothing is fetched."""
         from PIL import Image, ImageOps
 
         broken = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
         try:
             with Image.open(path) as image:
-                self._check(path, image)
+                if room_nbytes is not None:
+                    self._check(path, image, room_nbytes)
                 ImageOps.exif_transpose(image, in_place=True)
                 image.load()
                 return image if image.mode == "RGB" else image.convert("RGB")
@@ -75,16 +75,24 @@ class ImageInput:
         except broken as error:
             raise BadImage(f"{path} cannot be read as an image: {one_line(error)}") from error
 
-    def _check(self, path: str, image: Any) -> None:
-        """By its header alone: nothing is decoded yet."""
-        copied = image.mode != "RGB" or image.getexif().get(ORIENTATION, 1) != 1
-        each = DECODED_NBYTES * (2 if copied else 1) + (PREPARED_NBYTES if self.size is None else 0)
-        need = each * image.width * image.height
-        if self.room_nbytes is not None and need > self.room_nbytes:
+    def _check(self, path: str, image: Any, room_nbytes: int) -> None:
+        """By what the file says of itself, before it is decoded."""
+        each = DECODING_NBYTES.get(image.format, DECODING_OTHERS_NBYTES)
+        if image.info.get("progressive"):
+            each = PROGRESSIVE_NBYTES
+        if self.size is None:
+            each = max(each, PIXEL_NBYTES + PREPARING_NBYTES)
+        if image.mode != "RGB":
+            each += PIXEL_NBYTES
+        pixels = image.width * image.height
+        # Asked for its EXIF data, a PNG is decoded: so only if that much is fine.
+        if each * pixels <= room_nbytes and image.getexif().get(ORIENTATION, 1) != 1:
+            each += PIXEL_NBYTES
+        if each * pixels > room_nbytes:
             raise CallTooLarge(
-                f"{path} has {image.width} x {image.height} pixels, which need {need / 2**20:.1f} MiB to prepare, but "
-                f"{self.room_nbytes / 2**20:.1f} MiB are reserved",
-                "scale the image down, or raise --memory and --batch",
+                f"{path} has {image.width} x {image.height} pixels, which need {each * pixels / 2**20:.1f} MiB to "
+                f"prepare, but {room_nbytes / 2**20:.1f} MiB are left for that",
+                "scale the image down, or raise --memory",
             )
 
 
@@ -106,7 +114,7 @@ class ImageClassification:
 
     def __init__(self, model: Any, directory: Path, options: dict[str, Any]) -> None:
         self.model = model
-        self.input = ImageInput(model, directory, options)
+        self.input = ImageInput(model, directory)
 
     def answer(self, request: dict[str, Any], say: Say, final: bool) -> Answer:
         """The five best labels."""
@@ -121,7 +129,7 @@ class ImageEmbedding:
 
     def __init__(self, model: Any, directory: Path, options: dict[str, Any]) -> None:
         self.model = model
-        self.input = ImageInput(model, directory, options)
+        self.input = ImageInput(model, directory)
 
     def answer(self, request: dict[str, Any], say: Say, final: bool) -> Answer:
         """The same keys as a text's embedding."""

@@ -1,7 +1,8 @@
 """What all tasks have in common: opened for a model, then asked one request at a time.
 
 A request is a dict with one of `prompt`, `text`, `image` (a path), `token_ids`, or `line` (a line of standard input:
-whatever the model takes). An answer is a dict that JSON can hold, with its `task`; docs/json.md lists its keys.
+whatever the model takes), and maybe of `room_nbytes`, how much memory preparing the input may take. An answer is a
+dict that JSON can hold, with its `task`; docs/json.md lists its keys.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Task(Protocol):
     def answer(self, request: dict[str, Any], say: Say, final: bool) -> Answer:
         """Answer one request. `say` gets text as it comes (generation only); `final`: no request will follow.
 
-        Raises WrongInput, ContextTooLong, BadImage, and whatever the model's forward raises.
+        Raises WrongInput, ContextTooLong, BadImage, CallTooLarge, and whatever the model's forward raises.
         """
 
 

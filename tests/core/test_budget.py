@@ -1,0 +1,44 @@
+"""How `--memory` is divided, by tables: the least that does, what a wish takes, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from hermes_mp.core.budget import MARGIN_NBYTES, Needs, Share, share_out, slot_cost
+from hermes_mp.errors import BudgetTooSmall
+
+MIB = 1 << 20
+NEEDS = Needs(daemon=20 * MIB, loaders=30 * MIB, compute=300 * MIB, reserve=10 * MIB)
+SLOT = 16 * MIB
+COST = slot_cost(SLOT, 3)
+LEAST = NEEDS.total + 2 * COST
+
+
+@pytest.mark.parametrize(
+    ("budget", "units", "slots"),
+    [
+        (None, 20, 4), (None, 3, 3), (None, 1, 1), (None, 0, 0),
+        (LEAST, 20, 2), (LEAST + COST - 1, 20, 2), (LEAST + COST, 20, 3), (LEAST + 99 * COST, 20, 20), (LEAST, 1, 1),
+    ],
+)  # fmt: skip
+def test_the_slots_that_a_budget_leaves(budget: int | None, units: int, slots: int) -> None:
+    assert share_out(budget, NEEDS, units, SLOT, 3) == Share(slots, SLOT, NEEDS.reserve)
+
+
+def test_too_small_names_the_least() -> None:
+    with pytest.raises(BudgetTooSmall, match=f"is {-(-LEAST // MIB)} MiB .*margin {MARGIN_NBYTES // MIB} MiB"):
+        share_out(LEAST - 1, NEEDS, 20, SLOT, 3)
+
+
+@pytest.mark.parametrize(
+    ("spare", "slots", "reserve"),
+    [
+        (0, 2, 10 * MIB),
+        (30 * MIB, 2, 40 * MIB),  # the wish comes before a third slot
+        (90 * MIB, 2, 100 * MIB),
+        (90 * MIB + COST, 3, 100 * MIB),
+    ],
+)
+def test_a_wish_takes_what_the_least_number_of_slots_leaves(spare: int, slots: int, reserve: int) -> None:
+    needs = Needs(NEEDS.daemon, NEEDS.loaders, NEEDS.compute, NEEDS.reserve, wish=100 * MIB)
+    assert share_out(LEAST + spare, needs, 20, SLOT, 3) == Share(slots, SLOT, reserve)
