@@ -7,6 +7,7 @@ ZeroMQ sockets are not thread-safe: threads that share a Hub or Link hold one lo
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -48,6 +49,7 @@ class Peer:
         return f"{self.kind}-{number}{self.epoch}".encode()
 
     @staticmethod
+    @functools.lru_cache(maxsize=256)
     def parse(routing_id: bytes) -> Peer:
         """The peer of that name; raises BadMessage where it is none of ours."""
         found = re.fullmatch(rb"(?:loader-(0|[1-9]\d{0,17})|compute)-(0|[1-9]\d{0,17})", routing_id)
