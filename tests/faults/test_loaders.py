@@ -91,7 +91,7 @@ def test_loaders_that_die_again_and_again_are_given_up_one_by_one(models: Path, 
             for pid in run.loaders():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            return "going on with 1 loaders" in run.err and not run.is_running
+            return "going on with 1 loader:" in run.err and not run.is_running
 
         run.wait_for(kill_all)
         ended = run.ended()
