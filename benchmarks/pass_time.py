@@ -3,7 +3,7 @@
     python benchmarks/pass_time.py --models bench-models              every case, disk and kind of pages (an hour)
     python benchmarks/pass_time.py bert-large-128 --disk 400 --huge on
 
-Every round measures, one after the other: the raw rate (of as many bytes), the first pass after a pause, passes
+Every round measures, one after the other: the raw rate (of as many bytes, into the same memory), a first pass, passes
 in a row on streamed weights, passes of plain transformers with all weights in memory. Medians over the rounds; each
 round's own raw rate makes its bound. Disks are capped by cgroup v1 (root). Memory is not sampled here.
 """
@@ -26,6 +26,8 @@ from board import Unavailable, capped_disk, preferred, shmem_huge_pages, undo_wh
 from cases import CASES
 from raw_read import CHUNKS_MIB, READERS, RawReader, largest_file
 
+from hermes_mp.host.arena import Arena
+
 DEFAULT = ("bert-large-32", "bert-large-128", "vit-large", "llama-3.2-1b-decode")
 SURVEY_S = 0.5  # of reading, to find the best numbers of readers and sizes of chunks
 CANDIDATES = 2  # so many of them are measured in every round, the best one counts
@@ -39,6 +41,7 @@ class Worker:
         script = Path(__file__).with_name("pass_worker.py")
         words = [sys.executable, str(script), kind, str(directory), case, str(loaders), memory]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
         self.said = self._answer()
 
     def run(self, count: int) -> dict[str, Any]:
@@ -94,9 +97,11 @@ def measure(case: str, directory: Path, disk: int, options: argparse.Namespace) 
     with contextlib.ExitStack() as stack:
         plain = stack.enter_context(Worker("plain", directory, case, options.loaders, options.memory))
         stack.enter_context(capped_disk(directory, disk))
-        reader = RawReader(largest_file(directory))
-        stack.callback(reader.close)
         streamed = stack.enter_context(Worker("streamed", directory, case, options.loaders, options.memory))
+        # Into the very slots, which then hold nonsense until the untimed first pass after it has read them anew.
+        arena = Arena.attach(os.open(f"/proc/{streamed.pid}/fd/{streamed.said['arena_fd']}", os.O_RDWR))
+        reader = RawReader(largest_file(directory), arena, streamed.said["arena_nbytes"])
+        stack.callback(reader.close)
         surveyed = [
             reader.rate(readers, mib, int(SURVEY_S * (disk or 2000) * 10**6))
             for mib in CHUNKS_MIB

@@ -33,12 +33,20 @@ def main() -> None:
         run = passes(CASES[case], model)
         run()
         stalled = Stalls(model) if kind == "streamed" else None
-        print(json.dumps({"threads": torch.get_num_threads()}), flush=True)
+        print(json.dumps({"threads": torch.get_num_threads()} | arena(model, kind)), flush=True)
         for line in sys.stdin:
             pages = model._hermes_binder.supply._arena.pages if kind == "streamed" else ""
             print(json.dumps(timed(run, int(line), stalled) | {"pages": pages}), flush=True)
     if kind == "streamed":
         model.close()
+
+
+def arena(model: Any, kind: str) -> dict[str, int]:
+    """Where the arena is, and how much of it is allocated: its slots lie side by side from its start."""
+    if kind == "plain":
+        return {}
+    supply = model._hermes_binder.supply
+    return {"arena_fd": supply._arena.fd, "arena_nbytes": supply.divided.slots * supply.divided.slot_nbytes}
 
 
 class Stalls:

@@ -34,14 +34,21 @@ class Rate:
 
 
 class RawReader:
-    """One file and memory to read it into; the memory stays allocated, as slots do."""
+    """One file and memory to read it into; the memory stays allocated, as slots do.
 
-    def __init__(self, path: Path) -> None:
+    By default memory of its own, else the first `room` bytes of `arena`: how fast small pages are read into depends on
+    how many of them happen to lie side by side, and in another arena that is another number.
+    """
+
+    def __init__(self, path: Path, arena: Arena | None = None, room: int = ARENA_NBYTES) -> None:
         self.nbytes = path.stat().st_size
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-        self._arena = Arena.create(ARENA_NBYTES)
-        self._arena.allocate(0, ARENA_NBYTES)
+        self._room = room
         self._start = 0
+        if arena is None:
+            arena = Arena.create(room)
+            arena.allocate(0, room)
+        self._arena = arena
 
     @property
     def pages(self) -> str:
@@ -54,7 +61,7 @@ class RawReader:
         first, count = self._start // chunk, max(1, nbytes // chunk)
         self._start = (first + count) % whole * chunk
         numbers = itertools.count()  # of the chunk that is read next; taking one is atomic
-        room = ARENA_NBYTES // readers // chunk * chunk
+        room = self._room // readers // chunk * chunk
 
         def work(reader: int) -> None:
             at = 0

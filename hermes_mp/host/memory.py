@@ -7,10 +7,12 @@ the arena itself (`Arena.allocated_nbytes`). A process that is gone has no memor
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 SHARED_PATHS = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage")
+QUICK_FIELDS = re.compile(rb"^(RssAnon|RssFile|VmPTE):\s+(\d+) kB$", re.MULTILINE)
 UNLIMITED = 1 << 60  # cgroup v1 says "no limit" by a number just below 2**63
 
 
@@ -42,8 +44,18 @@ def exact(pid: int) -> Memory:
 
 def quick(pid: int) -> Memory:
     """By the kernel's counters, microseconds; a library that several processes share counts fully in each."""
-    status = _fields(f"/proc/{pid}/status")
-    return Memory(status.get("RssAnon", 0), status.get("RssFile", 0), status.get("VmPTE", 0))
+    try:
+        status = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return Memory(0, 0, 0)
+    try:
+        text = os.read(status, 16384)
+    except ProcessLookupError:
+        return Memory(0, 0, 0)
+    finally:
+        os.close(status)
+    found = {name: int(kib) * 1024 for name, kib in QUICK_FIELDS.findall(text)}
+    return Memory(found.get(b"RssAnon", 0), found.get(b"RssFile", 0), found.get(b"VmPTE", 0))
 
 
 def uss_nbytes(pid: int) -> int:
