@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ import pytest
 MEMORY_CGROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # v1, v2
 # What libraries keep open for good once they have used it.
 KEPT_OPEN = ("/dev/urandom", "/dev/null", "/dev/pts/", "/dev/tty")
+
+
+for _number, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) == signal.SIG_IGN:  # under nohup, or in the background of a script: inherited by all
+        signal.signal(_number, _handler)
 
 
 def _descriptors() -> set[tuple[int, str]]:

@@ -100,7 +100,8 @@ class Signals:
 def _signals() -> Iterator[Signals]:
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signals = Signals(read_fd)
-    before = {number: signal.signal(number, signals.handle) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup has one ignored
+    before = {number: signal.signal(number, signals.handle) for number in heeded}
     woken = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     try:
         yield signals

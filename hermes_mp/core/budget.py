@@ -12,6 +12,7 @@ from hermes_mp.errors import BudgetTooSmall
 
 MIN_SLOTS = 2  # with one, nothing could be read while compute computes
 MARGIN_NBYTES = 24 << 20  # the allocator's slack and the daemon's and loaders' growth after they were measured
+RUNS_DIFFER_NBYTES = 4 << 20  # compute takes 1 or 2 MiB more or less in the next run: the budget named must do there
 PAGE_ENTRIES = 512  # a page table entry is 8 bytes for a page of 4 KiB: 1/512, once per process that maps the slot
 
 
@@ -52,12 +53,12 @@ def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, lo
     least = min(units, MIN_SLOTS)
     spare = budget - needs.total - least * cost
     if spare < 0:
-        smallest = needs.total + least * cost
+        smallest = needs.total + least * cost + RUNS_DIFFER_NBYTES
         raise BudgetTooSmall(
             f"--memory {_mib(budget)} is too small; the smallest budget for this model, context and batch is "
             f"{_mib(smallest)} (daemon {_mib(needs.daemon)}, {loaders} loaders {_mib(needs.loaders)}, compute "
             f"{_mib(needs.compute)}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
-            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES)})"
+            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES)})"
         )
     extra = min(spare, max(0, needs.wish - needs.reserve))
     return Share(min(least + (spare - extra) // cost, units), slot_nbytes, needs.reserve + extra)

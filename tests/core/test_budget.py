@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hermes_mp.core.budget import MARGIN_NBYTES, Needs, Share, share_out, slot_cost
+from hermes_mp.core.budget import MARGIN_NBYTES, RUNS_DIFFER_NBYTES, Needs, Share, share_out, slot_cost
 from hermes_mp.errors import BudgetTooSmall
 
 MIB = 1 << 20
@@ -26,7 +26,8 @@ def test_the_slots_that_a_budget_leaves(budget: int | None, units: int, slots: i
 
 
 def test_too_small_names_the_least() -> None:
-    with pytest.raises(BudgetTooSmall, match=f"is {-(-LEAST // MIB)} MiB .*margin {MARGIN_NBYTES // MIB} MiB"):
+    named, margin = LEAST + RUNS_DIFFER_NBYTES, MARGIN_NBYTES + RUNS_DIFFER_NBYTES
+    with pytest.raises(BudgetTooSmall, match=f"is {-(-named // MIB)} MiB .*margin {margin // MIB} MiB"):
         share_out(LEAST - 1, NEEDS, 20, SLOT, 3)
 
 

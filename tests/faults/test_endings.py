@@ -148,3 +148,14 @@ def test_the_model_file_is_truncated_during_the_run(models: Path, home: Path) ->
     assert ended.code == 31
     assert "model.safetensors" in ended.line
     assert not run_directories()
+
+
+def test_nohup_keeps_a_run_alive_when_its_terminal_is_closed(models: Path, home: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited
+    try:
+        with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
+            wait_for(run, "computing")
+            os.kill(run.pid, signal.SIGHUP)
+            assert run.ended().code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
