@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +28,7 @@ NEW = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id
 INPUTS = {"input_ids": torch.tensor([[5, 9, 200, 17]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet_and_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("gpt2")
-    family("gpt2").save(directory)
-    return directory
+pytestmark = pytest.mark.usefixtures("quiet_and_alone")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,7 @@ from hermes_mp.host import memory
 NEW = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet_and_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("gpt2")
-    family("gpt2").save(directory)
-    return directory
+pytestmark = pytest.mark.usefixtures("quiet_and_alone")
 
 
 def smallest(directory: Path, **settings: Any) -> int:
