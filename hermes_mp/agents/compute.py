@@ -82,6 +82,9 @@ class _Compute:
     def run(self) -> None:
         directory = Path(self.settings["directory"])
         self.supply.say("importing torch")
+        from hermes_mp.models.light_imports import import_lightly
+
+        import_lightly()
         import torch
 
         if self.settings["threads"]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from hermes_mp.errors import ContextTooLong
 from hermes_mp.host.checkpoint import Checkpoint
+from hermes_mp.host.code_pages import give_back_code
 from hermes_mp.models.footprint import DEFAULT_CONTEXT, Footprint, measure, model_maximum
 from hermes_mp.models.skeleton import Skeleton, build_skeleton
 from hermes_mp.models.trace import trace_forward
@@ -57,7 +58,8 @@ def prepare(
 
 
 def settle(dtype: torch.dtype) -> None:
-    """Make torch's lazy allocations now and give freed memory back, so that what is measured next is what stays."""
+    """Give back what only the start needed, and make torch's lazy allocations now: what is measured next stays."""
+    give_back_code()
     with torch.no_grad():
         states = torch.randn(1, 64, 256, dtype=dtype)
         weight = torch.randn(256, 256, dtype=dtype)
