@@ -89,7 +89,7 @@ def _build(config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_cal
         (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
     )
     behind.lock = model._hermes_binder.lock
-    settle(prepared.skeleton.dtype)
+    settle(prepared.skeleton.dtype, images=model.main_input_name == "pixel_values")
     base = host_memory.quick(os.getpid()).total_nbytes if count_caller else 0
     behind.supply.describe(base, footprint.reserve_nbytes)
     return model

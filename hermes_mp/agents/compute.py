@@ -109,7 +109,7 @@ class _Compute:
             (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
         )
         task = open_task(model, directory, self.settings["options"])
-        settle(made.skeleton.dtype)
+        settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")
         base = memory.quick(os.getpid()).total_nbytes
         # An image is prepared before its pass needs the reserve.
         wish = IMAGE_NBYTES if model.main_input_name == "pixel_values" else 0

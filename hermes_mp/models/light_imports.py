@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+from hermes_mp.host.code_pages import give_back_code
+
 # transformers imports these where they are installed, and does without where they are not: weights spread over
 # devices, adapters, training losses, assisted decoding. `None` is how Python spells "not installed".
 NOT_INSTALLED = ("accelerate", "peft", "scipy", "sklearn")
@@ -36,6 +38,8 @@ def import_lightly() -> None:
     # As in a torch built without it, which transformers knows: one process has no use for tensors spread over many.
     torch.distributed.is_available = lambda: False
     import torch.fx.experimental._config  # functions on meta tensors expect that the module of symbolic shapes did it
+
+    give_back_code()  # or the start would take more than what comes after it
 
 
 def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:

@@ -38,7 +38,7 @@ from hermes_mp.models.tasks.task import open_task
 checkpoint = find_checkpoint(Path(sys.argv[1]))
 made = prepare(checkpoint, "auto", None, 1)
 open_task(made.skeleton.model, checkpoint.directory, {})
-settle(made.skeleton.dtype)
+settle(made.skeleton.dtype, images=made.skeleton.model.main_input_name == "pixel_values")
 taken = memory.quick(os.getpid())
 print(json.dumps({
     "private": taken.private_nbytes, "file": taken.file_nbytes, "modules": sorted(sys.modules),
