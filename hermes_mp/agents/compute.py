@@ -90,7 +90,8 @@ class _Compute:
         if self.settings["threads"]:
             torch.set_num_threads(self.settings["threads"])
         from hermes_mp.models.footprint import check_call, check_generate
-        from hermes_mp.models.prepare import prepare, settle
+        from hermes_mp.models.prepare import prepare
+        from hermes_mp.models.settle import settle
         from hermes_mp.models.streamed import stream
         from hermes_mp.models.tasks.task import open_task
 

@@ -33,7 +33,8 @@ from hermes_mp.models.light_imports import import_lightly
 import_lightly()
 from hermes_mp.host import memory
 from hermes_mp.host.checkpoint import find_checkpoint
-from hermes_mp.models.prepare import prepare, settle
+from hermes_mp.models.prepare import prepare
+from hermes_mp.models.settle import settle
 from hermes_mp.models.tasks.task import open_task
 checkpoint = find_checkpoint(Path(sys.argv[1]))
 made = prepare(checkpoint, "auto", None, 1)
