@@ -56,3 +56,19 @@ class Accounting:
         each = max([LOADER_NBYTES, *(memory.exact(pid).total_nbytes for pid in self._crew.pids().values())])
         own = max(DAEMON_NBYTES, memory.exact(os.getpid()).total_nbytes)
         return Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes)
+
+    def held(self, needs: Needs) -> tuple[int, int]:
+        """What our processes have taken already of what `needs` sets aside, in bytes: their own, and of mapped files.
+
+        A caller that is not to be counted needs nothing, so nothing it has is ours.
+        """
+        crew = [memory.quick(pid) for pid in self._crew.pids().values()]
+        parts = [([memory.quick(os.getpid())], needs.daemon), (crew, needs.loaders)]
+        if self.compute:
+            parts.append(([memory.quick(self.compute)], needs.compute))
+        own = files = 0
+        for found, limit in parts:
+            private = min(limit, sum(one.private_nbytes + one.tables_nbytes for one in found))
+            own += private
+            files += min(limit - private, sum(one.file_nbytes for one in found))
+        return own, files

@@ -15,6 +15,7 @@ LEAST_RESERVE_NBYTES = 8 << 20  # where a budget was named that leaves less: twi
 ROOM_NBYTES = 16 << 20  # spare memory beyond the slots that return: else the next small need drives them out again
 CALM_NS = 2_000_000_000  # so long must memory have been spare before slots return
 MAX_CALM_NS = 32_000_000_000  # the wait doubles where what returned had to leave again, at most to this
+STARVED_NS = 300_000_000  # so long compute holds all slots and waits for another before it gets one
 SOON_NS = 60_000_000_000  # and is short again where what returned could stay for so long
 RETURN_PARTS = 8  # at most one in so many of the planned slots returns at once: reading them delays nobody for long
 
@@ -47,6 +48,7 @@ class Squeeze:
         self._calm_since_ns: int | None = None
         self._calm_ns = CALM_NS
         self._returned_ns: int | None = None
+        self._starved_since_ns: int | None = None
 
     def plan(self, slots: int, slot_nbytes: int) -> None:
         """The budget is divided, into so many slots."""
@@ -59,10 +61,23 @@ class Squeeze:
         self.wanted = min(self.wanted, slots)
         self._leave(now_ns)
 
-    def handle(self, spare_nbytes: int, slots: int, now_ns: int) -> Change | None:
-        """A look at the memory, `slots` being those that have theirs now; None: nothing changes."""
+    def handle(self, spare_nbytes: int, slots: int, now_ns: int, starved: bool = False) -> Change | None:
+        """A look at the memory, `slots` being those that have theirs now; None: nothing changes.
+
+        `starved`: compute holds all slots and waits for another, as a model does whose units are nested. If that
+        lasts, it needs more than the least to go on at all.
+        """
         if not self._slot_nbytes:
             return None
+        if not starved:
+            self._starved_since_ns = None
+        elif slots == self.wanted < self.planned:
+            if self._starved_since_ns is None:
+                self._starved_since_ns = now_ns
+            if now_ns - self._starved_since_ns >= STARVED_NS:
+                self._starved_since_ns, self._calm_since_ns = None, None
+                self.least = self.wanted = slots + 1
+                return self._change(returns=True)
         expected_nbytes = spare_nbytes + (slots - self.wanted) * self._slot_nbytes
         if expected_nbytes < 0:
             return self._tight(expected_nbytes, now_ns)

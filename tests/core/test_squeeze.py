@@ -1,4 +1,4 @@
-"""How many slots there shall be while free memory comes and goes: by tables, and by a machine whose memory others use."""
+"""How many slots there shall be while free memory comes and goes: by tables, and on a machine that others use too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hermes_mp.core.squeeze import (
     RESERVE_NBYTES,
     ROOM_NBYTES,
     SOON_NS,
+    STARVED_NS,
     Change,
     Squeeze,
     reserve_nbytes,
@@ -100,6 +101,18 @@ def test_memory_that_was_not_there_after_all() -> None:
     assert state.handle(9 * SLOT, 9, at) is None
     assert state.handle(9 * SLOT, 9, at + CALM_NS) is None  # it waits longer now
     assert state.handle(9 * SLOT, 9, at + 2 * CALM_NS) == Change(10, returns=True, turned=False)
+
+
+def test_nested_units_get_the_slots_they_need() -> None:
+    """Compute holds all that are left and waits for another: with those it would never go on."""
+    state = squeeze()
+    state.handle(-9 * SLOT, 10, 0)
+    assert state.handle(0, 3, LOOK_NS, starved=True) is None  # one is still on its way out
+    assert state.handle(0, 2, 2 * LOOK_NS, starved=True) is None
+    assert state.handle(0, 2, 3 * LOOK_NS) is None  # it got on
+    assert state.handle(0, 2, 4 * LOOK_NS, starved=True) is None
+    assert state.handle(0, 2, 4 * LOOK_NS + STARVED_NS, starved=True) == Change(3, returns=True, turned=True)
+    assert state.handle(-SLOT, 3, 8 * LOOK_NS) is None, "and keeps them"
 
 
 def test_before_the_plan_nothing_happens() -> None:
