@@ -82,7 +82,7 @@ def _build(config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_cal
         prepared.skeleton,
         prepared.division,
         behind.supply,
-        (lambda call: check_call(footprint, supply.room_nbytes, model_config, call)) if limited else (lambda call: None),
+        (lambda call: check_call(footprint, supply.room_nbytes, model_config, call)) if limited else lambda call: None,
         (lambda *call: check_generate(footprint, supply.room_nbytes, *call)) if limited else (lambda *call: None),
     )
     behind.lock = model._hermes_binder.lock
