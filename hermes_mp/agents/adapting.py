@@ -32,19 +32,19 @@ class Adapting:
         ]
         return Spare(min(nbytes - reserve for nbytes, reserve in had), min(nbytes for nbytes, _ in had) - LAST_NBYTES)
 
-    def plan(self, slots: int, slot_nbytes: int) -> None:
-        """The budget is divided, into so many slots."""
-        self._squeeze.plan(slots, slot_nbytes)
+    def plan(self, slots: int, slot_nbytes: int, most: int) -> None:
+        """The budget is divided, into so many slots; as far as memory goes there may be `most`."""
+        self._squeeze.plan(slots, slot_nbytes, most)
         self._next_ns = 0
 
     def refused(self, slots: int) -> None:
         """There was no memory for more than so many."""
         self._squeeze.refused(slots, time.monotonic_ns())
 
-    def look(self, slots: int, allocating: bool, starved: bool) -> int | None:
+    def look(self, slots: int, promised_nbytes: int, allocating: bool, starved: bool) -> int | None:
         """How many slots there shall be from now on, where that changes; `slots` have their memory now.
 
-        `allocating`: more are about to get it, so it is looked at once. `starved`: see `Squeeze.handle`.
+        `allocating`: more are about to get it, so it is looked at once. The others: see `Squeeze.handle`.
         """
         now_ns = time.monotonic_ns()
         if now_ns < self._next_ns and not allocating:
@@ -54,7 +54,7 @@ class Adapting:
             ((one.free_nbytes, reserve_nbytes(one.limit_nbytes, self._budget_nbytes)) for one in self._ceilings.look()),
             key=lambda pair: pair[0] - pair[1],
         )
-        change = self._squeeze.handle(free - reserve, slots, now_ns, starved)
+        change = self._squeeze.handle(free - reserve, slots, now_ns, promised_nbytes, starved)
         self._front.looked(free, reserve, slots)
         if change is None:
             return None

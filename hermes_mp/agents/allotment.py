@@ -13,7 +13,8 @@ from hermes_mp.messages import SlotNo
 class Allotment:
     """`bases` says where the allocated slots begin; `missing` more are planned. All are `slot_nbytes` long.
 
-    `reserve_nbytes`: what the budget leaves for what compute does. `budget_nbytes`: what `--memory` came to.
+    `reserve_nbytes`: what the budget leaves for what compute does. `budget_nbytes`: what `--memory` came to; with
+    "auto" there may be `most` slots once the machine can spare more.
     """
 
     def __init__(self, arena: Arena, memory: int | str | None, loaders: int, fixed: int | None) -> None:
@@ -21,6 +22,7 @@ class Allotment:
         self.bases: dict[SlotNo, int] = {}
         self.slot_nbytes = self.reserve_nbytes = 0
         self.missing = 0
+        self.most = 0
         self.budget_nbytes = memory if isinstance(memory, int) else None
         self._auto = memory == "auto"
         self._arena, self._loaders, self._fixed = arena, loaders, fixed
@@ -48,6 +50,8 @@ class Allotment:
             count = max(min(count, MIN_SLOTS), min(count - 1, self._loaders + 1))
         if nbytes:
             count = min(count, self._arena.nbytes // nbytes)
+        grows = self._auto and self._fixed is None and not remembered
+        self.most = min(len(units.units), self._arena.nbytes // max(1, nbytes)) if grows else count
         self.slot_nbytes, self.reserve_nbytes = nbytes, share.reserve
         self.want(count)
         return count

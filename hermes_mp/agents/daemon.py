@@ -395,7 +395,7 @@ class Daemon:
         own_nbytes, file_nbytes = self.accounting.held(needs)
         spare = self.adapting.spare(own_nbytes + self.arena.allocated_nbytes(), file_nbytes)
         count = self.slots.divide(units, needs, spare, remembered)
-        self.adapting.plan(count, self.slots.slot_nbytes)
+        self.adapting.plan(count, self.slots.slot_nbytes, self.slots.most)
         if self.mind is None:
             self.units = units
             if units.units:
@@ -425,7 +425,8 @@ class Daemon:
             return
         slots = self.mind.slots  # all of them held and a wait that will be judged: compute waits for yet another
         starved = len(slots.announced) == len(slots.all) and self.mind.wake_ns() is not None
-        count = self.adapting.look(len(self.slots.bases), bool(self.slots.missing), starved)
+        promised_nbytes = self.accounting.promised_nbytes if self.settings.memory == "auto" else 0
+        count = self.adapting.look(len(self.slots.bases), promised_nbytes, bool(self.slots.missing), starved)
         if count is not None:
             self.slots.want(count)
             self._feed(SlotsWanted(max(1, count)))

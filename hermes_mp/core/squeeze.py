@@ -17,7 +17,7 @@ CALM_NS = 2_000_000_000  # so long must memory have been spare before slots retu
 MAX_CALM_NS = 32_000_000_000  # the wait doubles where what returned had to leave again, at most to this
 STARVED_NS = 300_000_000  # so long compute holds all slots and waits for another before it gets one
 SOON_NS = 60_000_000_000  # and is short again where what returned could stay for so long
-RETURN_PARTS = 8  # at most one in so many of the planned slots returns at once: reading them delays nobody for long
+RETURN_PARTS = 8  # at most one in so many of all slots returns at once: reading them delays nobody for long
 
 
 def reserve_nbytes(limit_nbytes: int, budget_nbytes: int | None) -> int:
@@ -38,11 +38,11 @@ class Change:
 
 
 class Squeeze:
-    """`wanted` is between `least` and `planned`, and `planned` until memory gets tight."""
+    """`wanted` is between `least` and `most`; it begins as the plan has it."""
 
     def __init__(self, least: int) -> None:
         self.least = least
-        self.planned = self.wanted = 0
+        self.most = self.wanted = 0
         self._slot_nbytes = 0
         self._returning = True  # the direction of the last change; the plan itself counts as a return
         self._calm_since_ns: int | None = None
@@ -50,9 +50,9 @@ class Squeeze:
         self._returned_ns: int | None = None
         self._starved_since_ns: int | None = None
 
-    def plan(self, slots: int, slot_nbytes: int) -> None:
-        """The budget is divided, into so many slots."""
-        self.planned = self.wanted = slots
+    def plan(self, slots: int, slot_nbytes: int, most: int) -> None:
+        """The budget is divided, into so many slots; with a budget that follows the machine there may be `most`."""
+        self.wanted, self.most = slots, max(slots, most)
         self._slot_nbytes = slot_nbytes
         self._calm_since_ns = None
 
@@ -61,9 +61,13 @@ class Squeeze:
         self.wanted = min(self.wanted, slots)
         self._leave(now_ns)
 
-    def handle(self, spare_nbytes: int, slots: int, now_ns: int, starved: bool = False) -> Change | None:
+    def handle(
+        self, spare_nbytes: int, slots: int, now_ns: int, promised_nbytes: int = 0, starved: bool = False
+    ) -> Change | None:
         """A look at the memory, `slots` being those that have theirs now; None: nothing changes.
 
+        `promised_nbytes` of what is spare are set aside and not taken yet: they make no slot leave, but none returns
+        for them.
         `starved`: compute holds all slots and waits for another, as a model does whose units are nested. If that
         lasts, it needs more than the least to go on at all.
         """
@@ -71,7 +75,7 @@ class Squeeze:
             return None
         if not starved:
             self._starved_since_ns = None
-        elif slots == self.wanted < self.planned:
+        elif slots == self.wanted < self.most:
             if self._starved_since_ns is None:
                 self._starved_since_ns = now_ns
             if now_ns - self._starved_since_ns >= STARVED_NS:
@@ -81,8 +85,8 @@ class Squeeze:
         expected_nbytes = spare_nbytes + (slots - self.wanted) * self._slot_nbytes
         if expected_nbytes < 0:
             return self._tight(expected_nbytes, now_ns)
-        room = (expected_nbytes - ROOM_NBYTES) // self._slot_nbytes
-        if self.wanted >= self.planned or room < 1:
+        room = (expected_nbytes - promised_nbytes - ROOM_NBYTES) // self._slot_nbytes
+        if self.wanted >= self.most or room < 1:
             self._calm_since_ns = None
             return None
         if self._calm_since_ns is None:
@@ -90,8 +94,7 @@ class Squeeze:
         if now_ns - self._calm_since_ns < self._calm_ns:
             return None
         self._calm_since_ns, self._returned_ns = now_ns, now_ns
-        most = max(1, self.planned // RETURN_PARTS)
-        self.wanted += min(room, self.planned - self.wanted, most)
+        self.wanted += min(room, self.most - self.wanted, max(1, self.most // RETURN_PARTS))
         return self._change(returns=True)
 
     def _tight(self, expected_nbytes: int, now_ns: int) -> Change | None:

@@ -26,7 +26,7 @@ LOOK_NS = 100_000_000
 
 def squeeze(planned: int = 10, least: int = 2) -> Squeeze:
     made = Squeeze(least)
-    made.plan(planned, SLOT)
+    made.plan(planned, SLOT, planned)
     return made
 
 
@@ -90,6 +90,18 @@ def test_only_as_many_return_as_there_is_room_for() -> None:
     assert state.handle(3 * SLOT + ROOM_NBYTES, 60, CALM_NS) == Change(63, returns=True, turned=True)
 
 
+def test_a_plan_may_grow_into_memory_that_others_have_left() -> None:
+    """But not into what is set aside for the KV cache, which is free only so far."""
+    state = Squeeze(2)
+    state.plan(10, SLOT, most=16)
+    cache = 100 * MIB
+    assert state.handle(cache, 10, 0, promised_nbytes=cache) is None
+    assert state.handle(cache + SLOT, 10, CALM_NS, promised_nbytes=cache) is None
+    assert state.handle(cache + 9 * SLOT, 10, 2 * CALM_NS, promised_nbytes=cache) is None
+    assert state.handle(cache + 9 * SLOT, 10, 3 * CALM_NS, promised_nbytes=cache) == Change(12, True, turned=False)
+    assert state.handle(0, 12, 3 * CALM_NS + LOOK_NS, promised_nbytes=cache) is None, "what is promised may be taken"
+
+
 def test_memory_that_was_not_there_after_all() -> None:
     state = squeeze()
     state.handle(-SLOT, 10, 0)
@@ -138,7 +150,7 @@ class Machine:
         change = self.state.handle(spare, self.slots, self.now_ns)
         if change is not None:
             self.changes.append((self.now_ns, change))
-        assert self.state.least <= self.state.wanted <= self.state.planned
+        assert self.state.least <= self.state.wanted <= self.state.most
         if spare < 0:
             expected = self.total - others - self.state.wanted * SLOT
             assert expected >= 0 or self.state.wanted == self.state.least, "one look is enough"

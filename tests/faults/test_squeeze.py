@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from launching import Launch, enter, launch
+from memory_groups import limit, oom_kills, usage_nbytes
 from tiny_models import gpt2
 
 MIB = 1 << 20
@@ -38,21 +39,6 @@ sys.stdin.read()
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose layers are most of what a run takes: 300 MB."""
     return gpt2(tmp_path_factory.mktemp("deep"), width=512, layers=LAYERS)
-
-
-def limit(cgroup: Path, mib: int) -> None:
-    names = [name for name in ("memory.max", "memory.limit_in_bytes") if (cgroup / name).exists()]
-    (cgroup / names[0]).write_text(str(mib * MIB))
-
-
-def usage_nbytes(cgroup: Path) -> int:
-    names = [name for name in ("memory.current", "memory.usage_in_bytes") if (cgroup / name).exists()]
-    return int((cgroup / names[0]).read_text())
-
-
-def oom_kills(cgroup: Path) -> int:
-    names = [name for name in ("memory.events", "memory.oom_control") if (cgroup / name).exists()]
-    return int(re.findall(r"^oom_kill (\d+)$", (cgroup / names[0]).read_text(), re.MULTILINE)[0])
 
 
 def smallest_mib(home: Path, model: Path) -> int:
