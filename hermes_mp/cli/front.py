@@ -146,7 +146,8 @@ class LaunchFront:
 
     def squeezed(self, change: Change, free_nbytes: int) -> None:
         self._ledger.squeezed(change)
-        what = "residents return" if change.returns else "residents leave"
+        back = "residents return" if self._ledger.squeezes else "residents come"  # into what others have left
+        what = back if change.returns else "residents leave"
         if self._trace is not None:
             self._trace.instant("daemon", what, time.monotonic_ns(), slots=change.slots, free_nbytes=free_nbytes)
         if change.turned:
