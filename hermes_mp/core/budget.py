@@ -50,22 +50,29 @@ class Spare:
     last_nbytes: int
 
 
-def auto_budget(spare: Spare, needs: Needs, units: int, slot_nbytes: int, loaders: int) -> int:
+def auto_budget(spare: Spare, needs: Needs, units: int, slot_nbytes: int, loaders: int, rounding: int = 0) -> int:
     """The number that `--memory auto` stands for: what is spare beyond the reserve.
 
     The reserve is kept for the sake of others, among them a run of ours beside us that has residents to give back: so
     a run that could not be otherwise begins in the reserve, with the least number of slots.
     """
-    least = needs.total + min(units, MIN_SLOTS) * slot_cost(slot_nbytes, loaders)
+    least = needs.total + rounding + min(units, MIN_SLOTS) * slot_cost(slot_nbytes, loaders)
     return max(0, spare.nbytes, min(least, spare.last_nbytes))
 
 
 def share_out(
-    budget: int | None, needs: Needs, units: int, slot_nbytes: int, loaders: int, auto: bool = False
+    budget: int | None,
+    needs: Needs,
+    units: int,
+    slot_nbytes: int,
+    loaders: int,
+    rounding: int = 0,
+    auto: bool = False,
 ) -> Share:
     """The number of slots: what the budget leaves, at most one per unit; without a budget one more than loaders.
 
-    With an `auto` budget what no slot needs is for compute as well: it was reserved for nobody.
+    `rounding`: bytes that all slots together may take more, for the last huge page. With an `auto` budget what no slot
+    needs is for compute as well: it was reserved for nobody.
     Raises BudgetTooSmall with the smallest budget that would do.
     """
     if units == 0:
@@ -74,15 +81,16 @@ def share_out(
         return Share(min(units, max(loaders + 1, MIN_SLOTS)), slot_nbytes, max(needs.reserve, needs.wish))
     cost = slot_cost(slot_nbytes, loaders)
     least = min(units, MIN_SLOTS)
-    spare = budget - needs.total - least * cost
+    fixed = needs.total + rounding
+    spare = budget - fixed - least * cost
     if spare < 0:
-        smallest = needs.total + least * cost + RUNS_DIFFER_NBYTES
+        smallest = fixed + least * cost + RUNS_DIFFER_NBYTES
         asked = f"--memory auto comes to {_mib(budget)} here, which" if auto else f"--memory {_mib(budget)}"
         raise BudgetTooSmall(
             f"{asked} is too small; the smallest budget for this model, context and batch is "
             f"{_mib(smallest)} (daemon {_mib(needs.daemon)}, {loaders} loaders {_mib(needs.loaders)}, compute "
             f"{_mib(needs.compute)}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
-            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES)})",
+            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES + rounding)})",
             "free some memory, or lower --context, --batch or --loaders" if auto else None,
         )
     extra = min(spare, max(0, needs.wish - needs.reserve))
