@@ -12,7 +12,9 @@ from hermes_mp.core.budget import LAST_NBYTES, MIN_SLOTS, Spare
 from hermes_mp.core.squeeze import Squeeze, reserve_nbytes
 from hermes_mp.host.ceilings import Ceilings
 
-LOOK_NS = 100_000_000  # between two looks; each costs 50 us
+# Between two looks; each costs 50 us. The kernel's pressure stall information would not be sooner: it speaks once
+# memory is being taken back, and where there is nothing to take back the next thing is an OOM kill.
+LOOK_NS = 100_000_000
 
 
 class Adapting:
