@@ -26,6 +26,7 @@ class Allotment:
         self.most = 0
         self.budget_nbytes = memory if isinstance(memory, int) else None
         self._auto = memory == "auto"
+        self._within = 0  # so many slots are in that
         self._arena, self._loaders, self._fixed = arena, loaders, fixed
         self._pages = _SharedPages(arena, mmap.PAGESIZE)
 
@@ -46,9 +47,7 @@ class Allotment:
         rounding = granule - mmap.PAGESIZE
         if self._auto:
             self.budget_nbytes = auto_budget(spare, needs, len(units.units), nbytes, self._loaders, rounding)
-        share = share_out(
-            self.budget_nbytes, needs, len(units.units), nbytes, self._loaders, rounding, self._auto
-        )
+        share = share_out(self.budget_nbytes, needs, len(units.units), nbytes, self._loaders, rounding, self._auto)
         count = share.slots if self._fixed is None else min(self._fixed, len(units.units))
         if remembered and self.budget_nbytes is not None:
             count = max(min(count, MIN_SLOTS), min(count - 1, self._loaders + 1))
@@ -58,13 +57,16 @@ class Allotment:
         self.most = min(len(units.units), self._arena.nbytes // max(1, nbytes)) if grows else count
         if not self.bases:
             self._pages = _SharedPages(self._arena, granule)
-        self.slot_nbytes, self.reserve_nbytes = nbytes, share.reserve
+        self.slot_nbytes, self.reserve_nbytes, self._within = nbytes, share.reserve, count
         self.want(count)
         return count
 
     def want(self, count: int) -> None:
         """So many there shall be from now on; whoever has surplus ones will `remove` them."""
         self.missing = max(0, count - len(self.bases))
+        if self._auto and self.budget_nbytes is not None and count > self._within:
+            self.budget_nbytes += (count - self._within) * self.slot_nbytes  # the machine can spare more by now
+            self._within = count
 
     def add(self) -> SlotNo:
         """Give the next missing slot its memory. Raises OutOfMemory; then no more are missing."""

@@ -56,6 +56,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             daemon.sample(exactly=True)
             ledger.pages = quarters.arena.pages
             ledger.slots = len(daemon.slots.bases)
+            ledger.budget_nbytes = daemon.slots.budget_nbytes
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:

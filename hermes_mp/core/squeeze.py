@@ -67,9 +67,8 @@ class Squeeze:
         """A look at the memory, `slots` being those that have theirs now; None: nothing changes.
 
         `promised_nbytes` of what is spare are set aside and not taken yet: they make no slot leave, but none returns
-        for them.
-        `starved`: compute holds all slots and waits for another, as a model does whose units are nested. If that
-        lasts, it needs more than the least to go on at all.
+        for them. `starved`: compute holds all slots and waits for another, as a model does whose units are nested: if
+        that lasts, it needs more than the least to go on at all.
         """
         if not self._slot_nbytes:
             return None
