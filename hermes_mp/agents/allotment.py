@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 
-from hermes_mp.core.budget import MIN_SLOTS, Needs, share_out
+from hermes_mp.core.budget import MIN_SLOTS, Needs, share_out, slot_size
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.host.arena import Arena
 from hermes_mp.messages import SlotNo
@@ -33,9 +33,7 @@ class Allotment:
         What is `remembered` of compute may be less than it takes today (another tokenizer, a library that another
         process had mapped): then a window's worth at most, and one slot less than there would be room for.
         """
-        nbytes = units.slot_nbytes
-        granule = self._arena.granule if nbytes >= 4 * self._arena.granule else mmap.PAGESIZE
-        nbytes = -(-nbytes // granule) * granule
+        nbytes = slot_size(units.slot_nbytes, self._arena.granule, mmap.PAGESIZE)
         share = share_out(self._budget, needs, len(units.units), nbytes, self._loaders)
         count = share.slots if self._fixed is None else min(self._fixed, len(units.units))
         if remembered and self._budget is not None:

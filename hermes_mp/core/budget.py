@@ -13,6 +13,8 @@ from hermes_mp.errors import BudgetTooSmall
 MIN_SLOTS = 2  # with one, nothing could be read while compute computes
 MARGIN_NBYTES = 24 << 20  # the allocator's slack and the daemon's and loaders' growth after they were measured
 RUNS_DIFFER_NBYTES = 4 << 20  # compute takes 1 or 2 MiB more or less in the next run: the budget named must do there
+LOADER_NBYTES = 14 << 20  # what one that is still starting will take; one at work has 11
+DAEMON_NBYTES = 24 << 20  # at work 16 to 20
 PAGE_ENTRIES = 512  # a page table entry is 8 bytes for a page of 4 KiB: 1/512, once per process that maps the slot
 
 
@@ -67,6 +69,12 @@ def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, lo
 def slot_cost(slot_nbytes: int, loaders: int) -> int:
     """Bytes that one more slot takes, with the page tables of compute and the loaders that map it."""
     return slot_nbytes + (loaders + 1) * (-(-slot_nbytes // PAGE_ENTRIES))
+
+
+def slot_size(largest_nbytes: int, granule: int, page: int) -> int:
+    """Bytes of a slot that holds units of up to `largest_nbytes`: whole huge pages, where rounding up costs little."""
+    step = granule if largest_nbytes >= 4 * granule else page
+    return -(-largest_nbytes // step) * step
 
 
 def _mib(nbytes: int) -> str:
