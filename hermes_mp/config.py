@@ -197,6 +197,22 @@ class LaunchConfig(RunConfig):
     quiet: bool = _option(False, SWITCH, "show the answers only: no progress, no report", "", _OUTPUT)
 
 
+@dataclass(frozen=True)
+class PlanConfig(RunConfig):
+    """A question to `hermes-plan`: how would this model run on this machine?"""
+
+    loaders: int | None = _option(  # type: ignore[assignment]
+        None, _whole(1, 64), "plan for so many processes that read (default: as many as is best)", "N", _RUN
+    )
+    memory: int | None = _option(
+        None, SIZE, "plan for this budget and say why; without it: a table from the smallest budget to the one with "
+        "which everything fits", "SIZE", _RUN,
+    )  # fmt: skip
+    tokens: int = _option(128, _whole(1, 2**24), "length of the input, or of the prompt", "N", _RUN)
+    fresh: bool = _option(False, SWITCH, "measure again what is known from an earlier plan", "", _RUN)
+    json: bool = _option(False, SWITCH, "print one JSON object on standard output (docs/json.md)", "", _OUTPUT)
+
+
 def options_of(config: type[RunConfig]) -> Iterator[tuple[Field[Any], Option]]:
     """Fields of a config class with their options, in order."""
     for one in fields(config):

@@ -6,18 +6,14 @@ reads, never an answer: compute describes the units anew in every run. Nothing i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import BadMessage
-from hermes_mp.host.cachedir import cache_directory
-
-PACKAGES = ("torch", "transformers", "hermes-mp")
+from hermes_mp.host.cachedir import cache_directory, keep, versions
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Remembered:
 
 def entry_path(checkpoint_digest: str, dtype: str, context: int | None, batch: int) -> Path:
     """Where the entry for these settings lies, whether it exists or not."""
-    key = json.dumps([checkpoint_digest, dtype, context, batch, _versions()])
+    key = json.dumps([checkpoint_digest, dtype, context, batch, versions()])
     return cache_directory() / "units" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
@@ -56,20 +52,4 @@ def remember(path: Path, entry: Remembered) -> None:
             "reserve_nbytes": entry.reserve_nbytes,
         }
     )
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-
-
-def _versions() -> list[str]:
-    """Installed versions by the names of the metadata folders: importing or parsing them would take 25 ms."""
-    import sys
-
-    found = []
-    wanted = tuple(name.replace("-", "_") + "-" for name in PACKAGES)
-    for folder in sys.path:
-        with contextlib.suppress(OSError):
-            found += [name for name in os.listdir(folder or ".") if name.startswith(wanted) and "-info" in name]
-    return sorted(set(found))
+    keep(path, text)
