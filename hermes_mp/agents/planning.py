@@ -63,7 +63,15 @@ def _as_it_ran(checkpoint: Checkpoint, wanted: ProfilerSettings, model: ModelPro
     """With what compute took in a run of this model, where there was one: that is truer than what the profiler took."""
     entry = unitcache.entry_path(checkpoint.digest, wanted.dtype, wanted.context, wanted.batch)
     known = unitcache.recall(entry)
-    return model if known is None else replace(model, base_nbytes=known.base_nbytes)
+    if known is None:
+        return model
+    sizes = [unit.nbytes for unit in known.units.units]
+    for one in model.granularities:
+        if [unit.nbytes for unit in one.units] == sizes:
+            more = known.base_nbytes - one.base_nbytes
+            corrected = (replace(each, base_nbytes=each.base_nbytes + more) for each in model.granularities)
+            return replace(model, granularities=tuple(corrected))
+    return model
 
 
 def _large_file(place: Path) -> Path | None:

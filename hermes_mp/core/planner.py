@@ -113,7 +113,7 @@ def plan(device: DeviceProfile, model: ModelProfile, budget: int | None, loaders
         for rank, granularity in enumerate(_largest_first(model)):
             try:
                 share = share_out(
-                    budget, needs(model, count), len(granularity.units), granularity.slot_nbytes, count
+                    budget, needs(granularity, count), len(granularity.units), granularity.slot_nbytes, count
                 )
             except BudgetTooSmall as error:
                 smallest = smallest or error
@@ -143,12 +143,7 @@ def plan(device: DeviceProfile, model: ModelProfile, budget: int | None, loaders
 def smallest_budget(model: ModelProfile, loaders: int | None = None) -> int:
     """The least bytes that some plan does with."""
     count = loaders or 1
-    return min(
-        needs(model, count).total
-        + min(MIN_SLOTS, len(one.units)) * slot_cost(one.slot_nbytes, count)
-        + RUNS_DIFFER_NBYTES
-        for one in model.granularities
-    )
+    return min(_least(one, count) for one in model.granularities) + RUNS_DIFFER_NBYTES
 
 
 def everything_fits(model: ModelProfile, loaders: int | None = None) -> int:
@@ -156,15 +151,15 @@ def everything_fits(model: ModelProfile, loaders: int | None = None) -> int:
     count = loaders or 1
     fastest = min(one.compute_s for one in model.granularities)
     return min(
-        needs(model, count).total + len(one.units) * slot_cost(one.slot_nbytes, count)
+        needs(one, count).total + len(one.units) * slot_cost(one.slot_nbytes, count)
         for one in model.granularities
         if one.compute_s + model.other_s <= (fastest + model.other_s) * (1 + TOLERANCE / 2)
     )
 
 
-def needs(model: ModelProfile, loaders: int) -> Needs:
+def needs(one: Granularity, loaders: int) -> Needs:
     """What the daemon will leave beside the slots."""
-    return Needs(DAEMON_NBYTES, LOADER_NBYTES * loaders, model.base_nbytes, model.reserve_nbytes)
+    return Needs(DAEMON_NBYTES, LOADER_NBYTES * loaders, one.base_nbytes, one.reserve_nbytes)
 
 
 def table(
@@ -181,6 +176,10 @@ def table(
         if rounded > budgets[-1]:
             budgets.append(rounded)
     return [(budget, plan(device, model, budget, loaders)) for budget in budgets]
+
+
+def _least(one: Granularity, loaders: int) -> int:
+    return needs(one, loaders).total + min(MIN_SLOTS, len(one.units)) * slot_cost(one.slot_nbytes, loaders)
 
 
 def _loader_counts(device: DeviceProfile, loaders: int | None) -> Iterable[int]:
@@ -280,7 +279,8 @@ def _planned(choice: _Choice, found: Pass, device: DeviceProfile, model: ModelPr
     bound_by = BOUND_BY_COMPUTE
     if found.stall_s > 0.02 * found.seconds:
         bound_by = BOUND_BY_DISK if reading_s * (1 + model.beside_read) >= 0.9 * found.seconds else BOUND_BY_WINDOW
-    peak = DAEMON_AT_WORK + LOADER_AT_WORK * choice.loaders + model.base_nbytes + model.use_nbytes
+    peak = DAEMON_AT_WORK + LOADER_AT_WORK * choice.loaders
+    peak += choice.granularity.base_nbytes + choice.granularity.use_nbytes
     peak += choice.slots * slot_cost(choice.granularity.slot_nbytes, choice.loaders)
     return Plan(
         loaders=choice.loaders,
@@ -310,9 +310,9 @@ def _planned(choice: _Choice, found: Pass, device: DeviceProfile, model: ModelPr
 def _too_small(model: ModelProfile, budget: int | None, loaders: int | None) -> BudgetTooSmall:
     """The refusal of the plan that needs least, in the words of the daemon's."""
     count = loaders or 1
-    least = min(model.granularities, key=lambda one: slot_cost(one.slot_nbytes, count) * min(2, len(one.units)))
+    least = min(model.granularities, key=lambda one: _least(one, count))
     try:
-        share_out(budget, needs(model, count), len(least.units), least.slot_nbytes, count)
+        share_out(budget, needs(least, count), len(least.units), least.slot_nbytes, count)
     except BudgetTooSmall as error:
         return error
     raise AssertionError("a plan that fits was found after all")

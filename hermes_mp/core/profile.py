@@ -103,10 +103,17 @@ class UnitCost:
 
 @dataclass(frozen=True)
 class Granularity:
-    """One way to divide the model: into units that fit `room` bytes (None: a layer), in slots of `slot_nbytes`."""
+    """One way to divide the model: into units that fit `room` bytes (None: a layer), in slots of `slot_nbytes`.
+
+    `base_nbytes`: compute before it binds. `reserve_nbytes`: KV cache and activations at the whole context,
+    `use_nbytes` at the tokens that were measured.
+    """
 
     room: int | None
     slot_nbytes: int
+    base_nbytes: int
+    reserve_nbytes: int
+    use_nbytes: int
     units: tuple[UnitCost, ...]
 
     @property
@@ -122,8 +129,7 @@ class Granularity:
 class ModelProfile:
     """A model at one batch and number of tokens, on this machine.
 
-    `other_s`, `first_other_s`: of a pass, outside of all units. `base_nbytes`: compute before it binds.
-    `reserve_nbytes`: KV cache and activations at the whole context, `use_nbytes` at the tokens that were measured.
+    `other_s`, `first_other_s`: of a pass, outside of all units.
     `beside_compute`, `beside_read`: by what share computing takes longer while the disk is read, and the reverse.
     `decodes`: a pass gives one token more; else it is one whole input. `estimated`: of compute, what was not measured.
     """
@@ -131,9 +137,6 @@ class ModelProfile:
     granularities: tuple[Granularity, ...]
     other_s: float
     first_other_s: float
-    base_nbytes: int
-    reserve_nbytes: int
-    use_nbytes: int
     weights_nbytes: int
     parameters: int
     batch: int
@@ -150,7 +153,7 @@ class ModelProfile:
         document["granularities"] = [
             {
                 "room": one.room,
-                "slot_nbytes": one.slot_nbytes,
+                "nbytes": [one.slot_nbytes, one.base_nbytes, one.reserve_nbytes, one.use_nbytes],
                 "units": [[u.nbytes, u.read_nbytes, u.compute_s, u.first_s] for u in one.units],
             }
             for one in self.granularities
@@ -179,7 +182,10 @@ def _granularity(document: Mapping[str, Any]) -> Granularity:
     units = tuple(UnitCost(int(n), int(r), float(c), float(f)) for n, r, c, f in document["units"])
     if any(unit.nbytes < 0 or not 0 <= unit.compute_s < 1e6 or not 0 <= unit.first_s < 1e6 for unit in units):
         raise ValueError("a unit out of range")
-    return Granularity(None if room is None else int(room), int(document["slot_nbytes"]), units)
+    slot, base, reserve, use = (int(nbytes) for nbytes in document["nbytes"])
+    if not 0 <= slot < 2**50 or not 0 <= base < 2**50 or not 0 <= use <= reserve < 2**50 or not units:
+        raise ValueError("a granularity out of range")
+    return Granularity(None if room is None else int(room), slot, base, reserve, use, units)
 
 
 def _on_line(points: Sequence[tuple[int, float]], at: int) -> float:

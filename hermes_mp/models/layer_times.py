@@ -1,9 +1,9 @@
-"""The Layer Profiler (paper, section III): what every unit of a model takes to compute, without reading the model.
+"""The Layer Profiler (paper, section III): what the layers of a model take to compute, without reading the model.
 
 The model runs as it will, hooked and bound, but on memory that holds random numbers of its dtype and is larger than
-the processor's cache: matrices take the same time whatever is in them. Of units that look alike a few are computed
-and the others handed a result of theirs, so that a model of any depth is measured in a second or two.
-It reads no weights; who asks for the figures, and where they are kept, is not known here.
+the processor's cache: matrices take the same time whatever is in them. Of layers that look alike a few are computed
+and the others hand on a result of theirs, so that a model of any depth is measured in a second or two.
+It reads no weights but embedding rows; who asks for the figures, and where they are kept, is not known here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
+from hermes_mp.models.division import Division
 from hermes_mp.models.trace import example_inputs
-from hermes_mp.models.units import Division, Piece
 
-ALIKE = 4  # units of a kind that are computed
+ALIKE = 4  # layers of a kind that are computed
 STEPS = 4  # further tokens after the first, or repeated passes, per run
 CACHE_NBYTES = 160 << 20  # more than the processor's cache, so that weights come from memory as they do in a run
 FILL_NBYTES = 8 << 20  # of random numbers, repeated
@@ -46,24 +47,26 @@ class Times:
 @dataclass
 class _PassTimes:
     began: float
-    units: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    layers: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    units: dict[int, float] = field(default_factory=lambda: defaultdict(float))  # outside of layers
     seconds: float = 0.0
 
 
 class RandomSupply:
-    """A `models.supply.Supply` without a daemon: every unit is there at once, as random numbers, and is timed."""
+    """A `models.supply.Supply` without a daemon: every unit is there at once, as random numbers."""
 
     def __init__(self, division: Division, files: Sequence[tuple[str, int]], arena: Arena, nbytes: int) -> None:
-        """`nbytes` of `arena` are allocated."""
+        """`nbytes` of `arena` are allocated, a slot at least."""
         self.buffer = arena.view(0, nbytes)
         self.granule = arena.granule
+        self.in_layer = False
         self._slot_nbytes = -(-division.list.slot_nbytes // 4096) * 4096
         self._nbytes = nbytes
         self._base = 0
         self._files = [FileReader(path, size) for path, size in files]
         self._present: tuple[int, float] | None = None
         self._ended: float | None = None
-        self.passes: list[_PassTimes] = []
+        self._passes: list[_PassTimes] = []
 
     def fill(self, dtype: torch.dtype) -> None:
         """Numbers like weights: neither infinite nor so small that processors slow down on them."""
@@ -74,23 +77,25 @@ class RandomSupply:
             part.copy_(pattern[: part.numel()])
 
     def acquire(self, unit: int) -> int:
-        self.mark()
-        if self._base + 2 * self._slot_nbytes > self._nbytes:
-            self._base = 0
-        else:
-            self._base += self._slot_nbytes
-        self._present = unit, time.perf_counter()
+        if not self.in_layer:
+            self.mark()
+            self._present = unit, time.perf_counter()
+        self._base = self._base + self._slot_nbytes if self._base + 2 * self._slot_nbytes <= self._nbytes else 0
         return self._base
 
     def mark(self) -> None:
         """What follows does not belong to the unit that was acquired last."""
-        if self._present is not None and self.passes:
+        if self._present is not None and self._passes:
             unit, since = self._present
-            self.passes[-1].units[unit] += time.perf_counter() - since
+            self._passes[-1].units[unit] += time.perf_counter() - since
         self._present = None
 
+    def layer_took(self, layer: int, seconds: float) -> None:
+        if self._passes:
+            self._passes[-1].layers[layer] += seconds
+
     def release(self, unit: int, computed: bool) -> None:
-        """What follows until the next unit still counts as this one's."""
+        """What follows until the next unit or layer still counts as this one's."""
 
     def read_rows(self, file: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
         self._files[file].read_rows(ranges, into)
@@ -101,7 +106,7 @@ class RandomSupply:
     def pass_started(self, rows: int, tokens: int) -> None:
         now = time.perf_counter()
         self._end(now)
-        self.passes.append(_PassTimes(now))
+        self._passes.append(_PassTimes(now))
 
     def pass_ended(self, complete: bool) -> None:
         self.mark()
@@ -110,7 +115,7 @@ class RandomSupply:
     def finish(self) -> list[_PassTimes]:
         """All passes since the last call; the last one ends with its forward."""
         self._end(self._ended or time.perf_counter())
-        passes, self.passes = self.passes, []
+        passes, self._passes = self._passes, []
         return passes
 
     def close(self) -> None:
@@ -119,58 +124,124 @@ class RandomSupply:
 
     def _end(self, now: float) -> None:
         """A pass lasts until the next one starts: choosing the next token is part of it."""
-        if self.passes:
-            self.passes[-1].seconds = now - self.passes[-1].began
+        if self._passes:
+            self._passes[-1].seconds = now - self._passes[-1].began
 
 
-def kinds_of(division: Division) -> list[object]:
-    """For every unit what it looks like: units of equal looks take equal times."""
-    found: list[list[object]] = [[] for _ in division.layouts]
-    for piece in division.pieces:
-        shapes = tuple((bound.leaf, bound.source.info.dtype, bound.source.info.shape) for bound in piece.bounds)
-        found[piece.unit].append((type(piece.module).__name__, shapes))
-    for matrix in division.matrices:
-        for block in matrix.blocks:
-            found[block.unit].append((matrix.name, block.last - block.first))
-    return [tuple(one) for one in found]
+class Layers:
+    """The members of a model's outermost lists, what they look like, and what of each unit is theirs.
+
+    Made before the model is streamed: what is streamed has placeholders for parameters.
+    """
+
+    def __init__(self, model: nn.Module, division: Division) -> None:
+        self.modules = list(_outermost(model))
+        self.kinds = [
+            (type(layer).__name__, tuple((name, tuple(one.shape)) for name, one in layer.named_parameters()))
+            for layer in self.modules
+        ]
+        number_of = {id(part): number for number, layer in enumerate(self.modules) for part in layer.modules()}
+        self.nbytes = [0] * len(self.modules)
+        self.shares: list[dict[int, int]] = [defaultdict(int) for _ in division.layouts]  # by unit: layer -> bytes
+        self.outside = [0] * len(division.layouts)  # by unit: bytes of no layer
+        for piece in division.pieces:
+            nbytes = sum({bound.source.info: bound.source.info.nbytes for bound in piece.bounds}.values())
+            self._note(piece.unit, number_of.get(id(piece.module)), nbytes)
+        for matrix in division.matrices:
+            for block in matrix.blocks:
+                self._note(block.unit, number_of.get(id(matrix.owners[0][0])), block.rows * matrix.row_nbytes)
+        alike: dict[object, int] = defaultdict(int)
+        self.computed: set[int] = set()
+        for number, kind in enumerate(self.kinds):
+            alike[kind] += 1
+            if alike[kind] <= ALIKE:
+                self.computed.add(number)
+
+    def _note(self, unit: int, layer: int | None, nbytes: int) -> None:
+        if layer is None:
+            self.outside[unit] += nbytes
+        else:
+            self.nbytes[layer] += nbytes
+            self.shares[unit][layer] += nbytes
+
+    def unit_nbytes(self) -> list[int]:
+        """Bytes of weights by unit."""
+        return [sum(shares.values()) + rest for shares, rest in zip(self.shares, self.outside, strict=True)]
+
+    @contextlib.contextmanager
+    def handed_on(self, supply: RandomSupply) -> Iterator[None]:
+        """Inside, only the `computed` layers run, and are timed; the others give what the last like them gave."""
+        given: dict[object, Any] = {}
+        before = [layer.forward for layer in self.modules]
+        for number, layer in enumerate(self.modules):
+            layer.forward = self._forward(number, before[number], given, supply)
+        try:
+            yield
+        finally:
+            for layer, forward in zip(self.modules, before, strict=True):
+                layer.forward = forward
+
+    def _forward(self, number: int, forward: Any, given: dict[object, Any], supply: RandomSupply) -> Any:
+        kind = self.kinds[number]
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            supply.mark()
+            if number not in self.computed:
+                return given[kind]
+            supply.in_layer, started = True, time.perf_counter()
+            given[kind] = forward(*args, **kwargs)
+            supply.layer_took(number, time.perf_counter() - started)
+            supply.in_layer = False
+            return given[kind]
+
+        return timed
+
+    def times(self, passes: list[_PassTimes]) -> tuple[tuple[float, ...], float]:
+        """Seconds by unit, by the bytes of a layer that it holds; and of the rest of a pass. Medians."""
+        seen: dict[object, list[float]] = defaultdict(list)
+        outside: dict[int, list[float]] = defaultdict(list)
+        for one in passes:
+            for layer, seconds in one.layers.items():
+                seen[self.kinds[layer]].append(seconds)
+            for unit, seconds in one.units.items():
+                outside[unit].append(seconds)
+        medians = {kind: statistics.median(found) for kind, found in seen.items()}
+        units = [statistics.median(outside.get(unit, [0.0])) for unit in range(len(self.shares))]
+        for unit, shares in enumerate(self.shares):
+            for layer, nbytes in shares.items():
+                units[unit] += medians.get(self.kinds[layer], 0.0) * nbytes / self.nbytes[layer]
+        other_s = statistics.median(
+            one.seconds - sum(one.units.values()) - sum(one.layers.values()) for one in passes
+        )
+        return tuple(units), max(0.0, other_s)
+
+
+def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (layer for layer in child if any(True for _ in layer.parameters()))
+        else:
+            yield from _outermost(child)
 
 
 def measure_passes(
-    model: Any, division: Division, supply: RandomSupply, batch: int, tokens: int, seconds: float
+    model: Any, layers: Layers, supply: RandomSupply, batch: int, tokens: int, seconds: float
 ) -> Times:
     """Run `model`, streamed from `supply`, for about `seconds`; a generating one gives tokens after a prompt."""
-    kinds = kinds_of(division)
-    alike: dict[object, int] = defaultdict(int)
-    computed = set()
-    for unit, kind in enumerate(kinds):
-        alike[kind] += 1
-        if alike[kind] <= ALIKE:
-            computed.add(unit)
     run = runner(model, batch, tokens)
-    deadline = time.perf_counter() + seconds
     runs: list[list[_PassTimes]] = []
-    with handed_on(division, kinds, computed, supply), torch.inference_mode():
+    with layers.handed_on(supply), torch.inference_mode():
         run()
         supply.finish()  # a warm-up
+        deadline = time.perf_counter() + seconds
         while not runs or time.perf_counter() < deadline:
             run()
             runs.append(supply.finish())
     first = [passes[0] for passes in runs]
     again = [one for passes in runs for one in passes[1:]] or first
-    first_s, first_other_s = _by_kind(first, kinds, computed)
-    again_s, other_s = _by_kind(again, kinds, computed)
-    return Times(first_s, first_other_s, again_s, other_s)
-
-
-def _by_kind(passes: list[_PassTimes], kinds: list[object], computed: set[int]) -> tuple[tuple[float, ...], float]:
-    """Each unit's seconds: the median over those that look alike and over the passes; and what is outside of units."""
-    seen: dict[object, list[float]] = defaultdict(list)
-    for one in passes:
-        for unit in computed:
-            seen[kinds[unit]].append(one.units.get(unit, 0.0))
-    medians = {kind: statistics.median(found) for kind, found in seen.items()}
-    other_s = statistics.median(one.seconds - sum(one.units.values()) for one in passes)
-    return tuple(medians[kind] for kind in kinds), max(0.0, other_s)
+    if not decodes(model):
+        first = again
+    return Times(*layers.times(first), *layers.times(again))
 
 
 def runner(model: Any, batch: int, tokens: int) -> Callable[[], Any]:
@@ -198,37 +269,3 @@ def _real(value: Any, model: Any) -> Any:
     text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     most = getattr(text, "vocab_size", None) or 2
     return torch.randint(0, min(int(most), 30000), value.shape)
-
-
-@contextlib.contextmanager
-def handed_on(division: Division, kinds: list[object], computed: set[int], supply: RandomSupply) -> Iterator[None]:
-    """Inside, only the pieces of `computed` units run; the others give what the last piece that looks alike gave."""
-    given: dict[tuple[object, int], Any] = {}
-    places: dict[int, int] = defaultdict(int)
-    before: list[tuple[Piece, Any]] = []
-
-    def keep(forward: Any, key: tuple[object, int]) -> Any:
-        def kept(*args: Any, **kwargs: Any) -> Any:
-            given[key] = forward(*args, **kwargs)
-            return given[key]
-
-        return kept
-
-    def hand(key: tuple[object, int]) -> Any:
-        def handed(*args: Any, **kwargs: Any) -> Any:
-            supply.mark()
-            return given[key]
-
-        return handed
-
-    for piece in division.pieces:
-        key = kinds[piece.unit], places[piece.unit]
-        places[piece.unit] += 1
-        forward = piece.module.forward
-        before.append((piece, forward))
-        piece.module.forward = keep(forward, key) if piece.unit in computed else hand(key)
-    try:
-        yield
-    finally:
-        for piece, forward in before:
-            piece.module.forward = forward

@@ -10,8 +10,10 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,15 +25,16 @@ from hermes_mp.host import memory
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.reading import FileReader
+from hermes_mp.models.division import Division
 from hermes_mp.models.footprint import model_maximum
-from hermes_mp.models.layer_times import CACHE_NBYTES, RandomSupply, Times, decodes, measure_passes
-from hermes_mp.models.prepare import Prepared, prepare, settle
+from hermes_mp.models.layer_times import CACHE_NBYTES, STEPS, Layers, RandomSupply, Times, decodes, measure_passes
+from hermes_mp.models.prepare import Prepared, settle, trace_model
 from hermes_mp.models.streamed import stream
 from hermes_mp.models.tasks.task import open_task
-from hermes_mp.models.units import Division
 
 BESIDE_CHUNK_NBYTES = 16 << 20
 BESIDE_S = 0.6
+MOST_ROOMS, LEAST_ROOM_NBYTES = 5, 4 << 20
 LEAST_BESIDE_NBYTES = 64 << 20  # of a file; reading a smaller one beside computing tells nothing
 MOST_SHARE = 0.5  # of the memory that is to be had, for the random weights
 
@@ -49,40 +52,56 @@ class Wanted:
 
 
 def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: Callable[[str], None]) -> ModelProfile:
-    """Measure for about `seconds`, besides building the model. Raises what `prepare` and the model's forward raise."""
+    """Measure for about `seconds`, besides building the model. Raises what `trace_model` and a forward raise."""
     if wanted.threads:
         torch.set_num_threads(wanted.threads)
-    found: list[Granularity] = []
-    made = prepare(checkpoint, wanted.dtype, wanted.context, wanted.batch, say)
-    maximum = model_maximum(made.skeleton.model.config)
-    tokens = min(wanted.tokens, max(1, made.footprint.context // 2), max(1, (maximum or wanted.tokens) // 2))
-    with _streamed(made, checkpoint) as (model, supply):
-        # Only now, as compute does: what the model's task imports and holds is in the figure.
-        task = open_task(model, checkpoint.directory, {})
-        settle(made.skeleton.dtype)
+    traced = trace_model(checkpoint, wanted.dtype, wanted.context, wanted.batch, say)
+    maximum = model_maximum(traced.skeleton.model.config)
+    tokens = max(1, min(wanted.tokens, traced.positions - STEPS - 1, (maximum or wanted.tokens) - STEPS - 1))
+    made = [traced.divide()]
+    rooms: list[int | None] = [None]
+    for room in _rooms(made[0].division.list.slot_nbytes):
+        finer = traced.divide(room)
+        if finer.division.list.slot_nbytes < 0.9 * made[-1].division.list.slot_nbytes:
+            made.append(finer)
+            rooms.append(room)
+    splits = [Layers(traced.skeleton.model, one.division) for one in made]
+    pinned = [sum({bound.source: bound.source.info.nbytes for bound in one.division.pinned}.values()) for one in made]
+    sources = set(traced.skeleton.parameters.values())
+    say("measuring how long its layers take")
+    beside = (0.0, 0.0)
+    with _streamed(made[0], checkpoint) as (model, supply):
+        task = open_task(model, checkpoint.directory, {})  # as compute does: what that takes is in the base
+        settle(traced.skeleton.dtype)
         base = memory.quick(os.getpid()).total_nbytes
-        say("measuring how long its layers take")
-        supply.fill(_pattern_dtype(made.division))
-        times = measure_passes(model, made.division, supply, wanted.batch, tokens, seconds)
-        found.append(_granularity(None, made.division, times, supply.granule))
-        beside = (0.0, 0.0)
+        supply.fill(_pattern_dtype(made[0].division))
+        layered = measure_passes(model, splits[0], supply, wanted.batch, tokens, seconds / 2)
         if not wanted.headers_only:
-            beside = _beside(model, made.division, supply, wanted, tokens, checkpoint, times)
-        decoding = decodes(model)
+            beside = _beside(model, splits[0], supply, wanted, tokens, checkpoint, layered)
+        decoding, granule = decodes(model), supply.granule
         del task, model
-    footprint = made.footprint
+    block_s = (0.0, 0.0)
+    if len(made) > 1:
+        block_s = _block_seconds(checkpoint, wanted, rooms[-1], tokens, seconds / 2, layered, splits[-1])
     return ModelProfile(
-        granularities=tuple(found),
-        other_s=times.other_s,
-        first_other_s=times.first_other_s,
-        base_nbytes=base,
-        reserve_nbytes=footprint.reserve_nbytes,
-        use_nbytes=min(footprint.reserve_nbytes, footprint.need_nbytes(wanted.batch, tokens, 1)),
+        granularities=tuple(
+            Granularity(
+                room,
+                slot_size(one.division.list.slot_nbytes, granule, mmap.PAGESIZE),
+                base + nbytes - pinned[0],
+                one.footprint.reserve_nbytes,
+                min(one.footprint.reserve_nbytes, one.footprint.need_nbytes(wanted.batch, tokens, 1)),
+                _units(one.division, layers, splits[0], layered, block_s if room else (0.0, 0.0)),
+            )
+            for room, one, layers, nbytes in zip(rooms, made, splits, pinned, strict=True)
+        ),
+        other_s=layered.other_s,
+        first_other_s=layered.first_other_s,
         weights_nbytes=sum(file.nbytes for file in checkpoint.files),
-        parameters=sum(source.info.nbytes // source.file_dtype.itemsize for source in _sources(made)),
+        parameters=sum(source.info.nbytes // source.file_dtype.itemsize for source in sources),
         batch=wanted.batch,
         tokens=tokens,
-        context=footprint.context,
+        context=traced.positions,
         decodes=decoding,
         threads=torch.get_num_threads(),
         beside_compute=beside[0],
@@ -90,8 +109,74 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
     )
 
 
-def _sources(made: Prepared) -> set[Any]:
-    return set(made.skeleton.parameters.values())
+def _rooms(layer_nbytes: int) -> list[int]:
+    """Sizes of units finer than a layer that are worth planning with: each half of the one before."""
+    return [room for part in range(1, MOST_ROOMS + 1) if (room := layer_nbytes >> part) >= LEAST_ROOM_NBYTES]
+
+
+def _block_seconds(
+    checkpoint: Checkpoint,
+    wanted: Wanted,
+    room: int | None,
+    tokens: int,
+    seconds: float,
+    layered: Times,
+    layers: Layers,
+) -> tuple[float, float]:
+    """What one more block of a matrix costs, in a pass that repeats and in the first: by the finest division."""
+    made = trace_model(checkpoint, wanted.dtype, wanted.context, wanted.batch).divide(room)
+    with _streamed(made, checkpoint) as (model, supply):
+        supply.fill(_pattern_dtype(made.division))
+        fine = measure_passes(
+            model, Layers(model, made.division), supply, wanted.batch, tokens, seconds
+        )
+    blocks = sum(len(matrix.blocks) for matrix in made.division.matrices)
+    again_s = (sum(fine.again_s) + fine.other_s - sum(layered.again_s) - layered.other_s) / max(1, blocks)
+    first_s = (sum(fine.first_s) + fine.first_other_s - sum(layered.first_s) - layered.first_other_s) / max(1, blocks)
+    return max(0.0, again_s), max(0.0, first_s)
+
+
+def _units(
+    division: Division, layers: Layers, by_layers: Layers, times: Times, block_s: tuple[float, float]
+) -> tuple[UnitCost, ...]:
+    """Each unit's share of what was measured by layers, by bytes, and what its blocks cost besides."""
+    blocks: dict[int, int] = defaultdict(int)
+    for matrix in division.matrices:
+        for block in matrix.blocks:
+            blocks[block.unit] += 1
+    again_s = _spread(division, layers, by_layers, times.again_s)
+    first_s = _spread(division, layers, by_layers, times.first_s)
+    return tuple(
+        UnitCost(
+            spec.nbytes,
+            spec.read_nbytes,
+            again_s[unit] + blocks[unit] * block_s[0],
+            first_s[unit] + blocks[unit] * block_s[1],
+        )
+        for unit, spec in enumerate(division.list.units)
+    )
+
+
+def _spread(division: Division, layers: Layers, by_layers: Layers, seconds: Sequence[float]) -> list[float]:
+    """The measured units' seconds, given to the units of another division: both hold the same bytes in one order."""
+    if layers is by_layers:
+        return list(seconds)
+    sizes, own = by_layers.unit_nbytes(), layers.unit_nbytes()
+    ends = list(accumulate(sizes))
+    scale = ends[-1] / sum(own) if sum(own) else 0.0
+    found = []
+    begin = 0.0
+    for nbytes in own:
+        end = begin + nbytes * scale
+        found.append(
+            sum(
+                s * max(0.0, min(end, high) - max(begin, high - size)) / size
+                for s, size, high in zip(seconds, sizes, ends, strict=True)
+                if size and high > begin and high - size < end
+            )
+        )
+        begin = end
+    return found
 
 
 @contextlib.contextmanager
@@ -113,14 +198,6 @@ def _streamed(made: Prepared, checkpoint: Checkpoint) -> Iterator[tuple[Any, Ran
         supply.buffer.release()
 
 
-def _granularity(room: int | None, division: Division, times: Times, granule: int) -> Granularity:
-    units = tuple(
-        UnitCost(spec.nbytes, spec.read_nbytes, again_s, first_s)
-        for spec, again_s, first_s in zip(division.list.units, times.again_s, times.first_s, strict=True)
-    )
-    return Granularity(room, slot_size(division.list.slot_nbytes, granule, mmap.PAGESIZE), units)
-
-
 def _pattern_dtype(division: Division) -> torch.dtype:
     """The smallest dtype of the file: its bit patterns are fair numbers in the larger ones too."""
     dtypes = {bound.source.file_dtype for piece in division.pieces for bound in piece.bounds}
@@ -130,7 +207,7 @@ def _pattern_dtype(division: Division) -> torch.dtype:
 
 def _beside(
     model: Any,
-    division: Division,
+    layers: Layers,
     supply: RandomSupply,
     wanted: Wanted,
     tokens: int,
@@ -164,7 +241,7 @@ def _beside(
         thread = threading.Thread(target=lambda: rates.append(read(stop.is_set)))
         thread.start()
         try:
-            times = measure_passes(model, division, supply, wanted.batch, tokens, BESIDE_S)
+            times = measure_passes(model, layers, supply, wanted.batch, tokens, BESIDE_S)
         finally:
             stop.set()
             thread.join()

@@ -25,13 +25,14 @@ def device(*rows: tuple[int, int, bool, float], read_s: float = 0.0005) -> Devic
 def granularity(room_mib: int | None, *units: tuple[float, float]) -> Granularity:
     """Units as (MiB, seconds)."""
     costs = tuple(UnitCost(int(mib * MIB), int(mib * MIB), s, 2 * s) for mib, s in units)
-    return Granularity(None if room_mib is None else room_mib * MIB, max(unit.nbytes for unit in costs), costs)
+    slot = max(unit.nbytes for unit in costs)
+    return Granularity(None if room_mib is None else room_mib * MIB, slot, 300 * MIB, 40 * MIB, 10 * MIB, costs)
 
 
 def model(*granularities: Granularity, **more: float) -> ModelProfile:
     values = {
-        "other_s": 0.01, "first_other_s": 0.02, "base_nbytes": 300 * MIB, "reserve_nbytes": 40 * MIB,
-        "use_nbytes": 10 * MIB, "weights_nbytes": 0, "parameters": 0, "batch": 1, "tokens": 16, "context": 128,
+        "other_s": 0.01, "first_other_s": 0.02,
+        "weights_nbytes": 0, "parameters": 0, "batch": 1, "tokens": 16, "context": 128,
         "decodes": True, "threads": 2,
     }  # fmt: skip
     return ModelProfile(granularities, **values | more)  # type: ignore[arg-type]
@@ -50,7 +51,7 @@ def brute_force(device: DeviceProfile, model: ModelProfile, budget: int) -> floa
     found = 0
     for loaders, one, (chunk, direct) in itertools.product(range(1, 7), model.granularities, device.ways()):
         try:
-            slots = share_out(budget, needs(model, loaders), len(one.units), one.slot_nbytes, loaders).slots
+            slots = share_out(budget, needs(one, loaders), len(one.units), one.slot_nbytes, loaders).slots
         except BudgetTooSmall:
             continue
         rates = device.by_readers(chunk, direct, loaders)
