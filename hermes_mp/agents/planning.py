@@ -42,7 +42,7 @@ def gather(
     measured = False
     if device is None:
         file = largest if place is None else _large_file(place)
-        if file is not None:
+        if file is not None and file.stat().st_size >= diskspeed.LEAST_NBYTES:
             say("measuring the disk")
             device = diskspeed.measure_device(file, DEVICE_S)
         if device is not None:

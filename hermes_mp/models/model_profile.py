@@ -26,14 +26,18 @@ from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.reading import FileReader
 from hermes_mp.models.division import Division
-from hermes_mp.models.footprint import model_maximum
+from hermes_mp.models.footprint import Footprint, model_maximum
 from hermes_mp.models.layer_times import CACHE_NBYTES, STEPS, Layers, RandomSupply, Times, decodes, measure_passes
 from hermes_mp.models.prepare import Prepared, settle, trace_model
+from hermes_mp.models.skeleton import build_skeleton
 from hermes_mp.models.streamed import stream
 from hermes_mp.models.tasks.task import open_task
+from hermes_mp.models.trace import trace_forward
+from hermes_mp.models.units import divide
 
 BESIDE_CHUNK_NBYTES = 16 << 20
-BESIDE_S = 0.6
+BESIDE_S = 0.5
+BESIDE_TOKENS = 8  # of a prompt: only what follows it is compared
 MOST_ROOMS, LEAST_ROOM_NBYTES = 5, 4 << 20
 LEAST_BESIDE_NBYTES = 64 << 20  # of a file; reading a smaller one beside computing tells nothing
 MOST_SHARE = 0.5  # of the memory that is to be had, for the random weights
@@ -82,7 +86,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
         del task, model
     block_s = (0.0, 0.0)
     if len(made) > 1:
-        block_s = _block_seconds(checkpoint, wanted, rooms[-1], tokens, seconds / 2, layered, splits[-1])
+        block_s = _block_seconds(checkpoint, wanted, rooms[-1], tokens, seconds / 4, layered, made[0].footprint)
     return ModelProfile(
         granularities=tuple(
             Granularity(
@@ -121,15 +125,16 @@ def _block_seconds(
     tokens: int,
     seconds: float,
     layered: Times,
-    layers: Layers,
+    footprint: Footprint,
 ) -> tuple[float, float]:
     """What one more block of a matrix costs, in a pass that repeats and in the first: by the finest division."""
-    made = trace_model(checkpoint, wanted.dtype, wanted.context, wanted.batch).divide(room)
+    skeleton = build_skeleton(checkpoint.directory, checkpoint, wanted.dtype)
+    trace = trace_forward(skeleton.model, wanted.batch, tokens)
+    made = Prepared(skeleton, divide(skeleton, trace, room), footprint)
+    layers = Layers(skeleton.model, made.division)
     with _streamed(made, checkpoint) as (model, supply):
         supply.fill(_pattern_dtype(made.division))
-        fine = measure_passes(
-            model, Layers(model, made.division), supply, wanted.batch, tokens, seconds
-        )
+        fine = measure_passes(model, layers, supply, wanted.batch, tokens, seconds)
     blocks = sum(len(matrix.blocks) for matrix in made.division.matrices)
     again_s = (sum(fine.again_s) + fine.other_s - sum(layered.again_s) - layered.other_s) / max(1, blocks)
     first_s = (sum(fine.first_s) + fine.first_other_s - sum(layered.first_s) - layered.first_other_s) / max(1, blocks)
@@ -241,7 +246,8 @@ def _beside(
         thread = threading.Thread(target=lambda: rates.append(read(stop.is_set)))
         thread.start()
         try:
-            times = measure_passes(model, layers, supply, wanted.batch, tokens, BESIDE_S)
+            given = min(tokens, BESIDE_TOKENS) if decodes(model) else tokens
+            times = measure_passes(model, layers, supply, wanted.batch, given, BESIDE_S)
         finally:
             stop.set()
             thread.join()

@@ -1,4 +1,4 @@
-"""The simulated pipeline against what can be said without simulating: by hand, and by bounds that hold for any pipeline."""
+"""The simulated pipeline against figures worked out by hand, and against bounds that hold for any pipeline."""
 
 from __future__ import annotations
 

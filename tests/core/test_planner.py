@@ -1,4 +1,4 @@
-"""The planner against brute force on small cases, and what must hold of every plan: the budget, and that memory helps."""
+"""The planner against brute force on small cases; and what holds of every plan: its budget, that memory helps."""
 
 from __future__ import annotations
 
