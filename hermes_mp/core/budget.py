@@ -42,9 +42,12 @@ class Share:
     reserve: int
 
 
-def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, loaders: int) -> Share:
+def share_out(
+    budget: int | None, needs: Needs, units: int, slot_nbytes: int, loaders: int, rounding: int = 0
+) -> Share:
     """The number of slots: what the budget leaves, at most one per unit; without a budget one more than loaders.
 
+    `rounding`: bytes that all slots together may take more, for the last huge page.
     Raises BudgetTooSmall with the smallest budget that would do.
     """
     if units == 0:
@@ -53,14 +56,15 @@ def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, lo
         return Share(min(units, max(loaders + 1, MIN_SLOTS)), slot_nbytes, max(needs.reserve, needs.wish))
     cost = slot_cost(slot_nbytes, loaders)
     least = min(units, MIN_SLOTS)
-    spare = budget - needs.total - least * cost
+    fixed = needs.total + rounding
+    spare = budget - fixed - least * cost
     if spare < 0:
-        smallest = needs.total + least * cost + RUNS_DIFFER_NBYTES
+        smallest = fixed + least * cost + RUNS_DIFFER_NBYTES
         raise BudgetTooSmall(
             f"--memory {_mib(budget)} is too small; the smallest budget for this model, context and batch is "
             f"{_mib(smallest)} (daemon {_mib(needs.daemon)}, {loaders} loaders {_mib(needs.loaders)}, compute "
             f"{_mib(needs.compute)}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
-            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES)})"
+            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES + rounding)})"
         )
     extra = min(spare, max(0, needs.wish - needs.reserve))
     return Share(min(least + (spare - extra) // cost, units), slot_nbytes, needs.reserve + extra)
@@ -71,10 +75,13 @@ def slot_cost(slot_nbytes: int, loaders: int) -> int:
     return slot_nbytes + (loaders + 1) * (-(-slot_nbytes // PAGE_ENTRIES))
 
 
-def slot_size(largest_nbytes: int, granule: int, page: int) -> int:
-    """Bytes of a slot that holds units of up to `largest_nbytes`: whole huge pages, where rounding up costs little."""
-    step = granule if largest_nbytes >= 4 * granule else page
-    return -(-largest_nbytes // step) * step
+def slot_shape(largest_nbytes: int, granule: int, page: int) -> tuple[int, int]:
+    """Bytes of a slot that holds units of up to `largest_nbytes`, and what all slots together may take more.
+
+    They lie side by side in whole pages; where a slot has room for a huge page (`granule`), in whole huge pages.
+    """
+    nbytes = -(-largest_nbytes // page) * page
+    return nbytes, granule - page if nbytes >= granule else 0
 
 
 def _mib(nbytes: int) -> str:

@@ -18,6 +18,7 @@ from hermes_mp.core.budget import (
     MIN_SLOTS,
     RUNS_DIFFER_NBYTES,
     Needs,
+    Share,
     share_out,
     slot_cost,
 )
@@ -112,9 +113,7 @@ def plan(device: DeviceProfile, model: ModelProfile, budget: int | None, loaders
     for count in _loader_counts(device, loaders):
         for rank, granularity in enumerate(_largest_first(model)):
             try:
-                share = share_out(
-                    budget, needs(granularity, count), len(granularity.units), granularity.slot_nbytes, count
-                )
+                share = shares(budget, granularity, count)
             except BudgetTooSmall as error:
                 smallest = smallest or error
                 continue
@@ -151,10 +150,15 @@ def everything_fits(model: ModelProfile, loaders: int | None = None) -> int:
     count = loaders or 1
     fastest = min(one.compute_s for one in model.granularities)
     return min(
-        needs(one, count).total + len(one.units) * slot_cost(one.slot_nbytes, count)
+        needs(one, count).total + one.rounding_nbytes + len(one.units) * slot_cost(one.slot_nbytes, count)
         for one in model.granularities
         if one.compute_s + model.other_s <= (fastest + model.other_s) * (1 + TOLERANCE / 2)
     )
+
+
+def shares(budget: int | None, one: Granularity, loaders: int) -> Share:
+    """The daemon's division of the budget. Raises BudgetTooSmall."""
+    return share_out(budget, needs(one, loaders), len(one.units), one.slot_nbytes, loaders, one.rounding_nbytes)
 
 
 def needs(one: Granularity, loaders: int) -> Needs:
@@ -179,7 +183,8 @@ def table(
 
 
 def _least(one: Granularity, loaders: int) -> int:
-    return needs(one, loaders).total + min(MIN_SLOTS, len(one.units)) * slot_cost(one.slot_nbytes, loaders)
+    slots = min(MIN_SLOTS, len(one.units)) * slot_cost(one.slot_nbytes, loaders)
+    return needs(one, loaders).total + one.rounding_nbytes + slots
 
 
 def _loader_counts(device: DeviceProfile, loaders: int | None) -> Iterable[int]:
@@ -282,6 +287,7 @@ def _planned(choice: _Choice, found: Pass, device: DeviceProfile, model: ModelPr
     peak = DAEMON_AT_WORK + LOADER_AT_WORK * choice.loaders
     peak += choice.granularity.base_nbytes + choice.granularity.use_nbytes
     peak += choice.slots * slot_cost(choice.granularity.slot_nbytes, choice.loaders)
+    peak += choice.granularity.rounding_nbytes
     return Plan(
         loaders=choice.loaders,
         room=choice.granularity.room,
@@ -312,7 +318,7 @@ def _too_small(model: ModelProfile, budget: int | None, loaders: int | None) -> 
     count = loaders or 1
     least = min(model.granularities, key=lambda one: _least(one, count))
     try:
-        share_out(budget, needs(least, count), len(least.units), least.slot_nbytes, count)
+        shares(budget, least, count)
     except BudgetTooSmall as error:
         return error
     raise AssertionError("a plan that fits was found after all")

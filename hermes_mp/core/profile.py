@@ -106,11 +106,12 @@ class Granularity:
     """One way to divide the model: into units that fit `room` bytes (None: a layer), in slots of `slot_nbytes`.
 
     `base_nbytes`: compute before it binds. `reserve_nbytes`: KV cache and activations at the whole context,
-    `use_nbytes` at the tokens that were measured.
+    `use_nbytes` at the tokens that were measured. `rounding_nbytes`: what all slots together may take more.
     """
 
     room: int | None
     slot_nbytes: int
+    rounding_nbytes: int
     base_nbytes: int
     reserve_nbytes: int
     use_nbytes: int
@@ -153,7 +154,7 @@ class ModelProfile:
         document["granularities"] = [
             {
                 "room": one.room,
-                "nbytes": [one.slot_nbytes, one.base_nbytes, one.reserve_nbytes, one.use_nbytes],
+                "nbytes": [one.slot_nbytes, one.rounding_nbytes, one.base_nbytes, one.reserve_nbytes, one.use_nbytes],
                 "units": [[u.nbytes, u.read_nbytes, u.compute_s, u.first_s] for u in one.units],
             }
             for one in self.granularities
@@ -182,10 +183,11 @@ def _granularity(document: Mapping[str, Any]) -> Granularity:
     units = tuple(UnitCost(int(n), int(r), float(c), float(f)) for n, r, c, f in document["units"])
     if any(unit.nbytes < 0 or not 0 <= unit.compute_s < 1e6 or not 0 <= unit.first_s < 1e6 for unit in units):
         raise ValueError("a unit out of range")
-    slot, base, reserve, use = (int(nbytes) for nbytes in document["nbytes"])
-    if not 0 <= slot < 2**50 or not 0 <= base < 2**50 or not 0 <= use <= reserve < 2**50 or not units:
+    figures = [int(nbytes) for nbytes in document["nbytes"]]
+    slot, rounding, base, reserve, use = figures
+    if not units or use > reserve or not all(0 <= nbytes < 2**50 for nbytes in figures):
         raise ValueError("a granularity out of range")
-    return Granularity(None if room is None else int(room), slot, base, reserve, use, units)
+    return Granularity(None if room is None else int(room), slot, rounding, base, reserve, use, units)
 
 
 def _on_line(points: Sequence[tuple[int, float]], at: int) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from hermes_mp.core.budget import slot_size
+from hermes_mp.core.budget import slot_shape
 from hermes_mp.core.profile import Granularity, ModelProfile, UnitCost
 from hermes_mp.errors import OutOfMemory
 from hermes_mp.host import memory
@@ -91,7 +91,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
         granularities=tuple(
             Granularity(
                 room,
-                slot_size(one.division.list.slot_nbytes, granule, mmap.PAGESIZE),
+                *slot_shape(one.division.list.slot_nbytes, granule, mmap.PAGESIZE),
                 base + nbytes - pinned[0],
                 one.footprint.reserve_nbytes,
                 min(one.footprint.reserve_nbytes, one.footprint.need_nbytes(wanted.batch, tokens, 1)),

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermes_mp.core import planner
-from hermes_mp.core.budget import share_out
-from hermes_mp.core.planner import TOLERANCE, everything_fits, needs, plan, smallest_budget, table
+from hermes_mp.core.planner import TOLERANCE, everything_fits, plan, shares, smallest_budget, table
 from hermes_mp.core.profile import ASSUMED_DEVICE, DeviceProfile, Granularity, ModelProfile, ReadRate, UnitCost
 from hermes_mp.errors import BudgetTooSmall
 
@@ -26,7 +25,7 @@ def granularity(room_mib: int | None, *units: tuple[float, float]) -> Granularit
     """Units as (MiB, seconds)."""
     costs = tuple(UnitCost(int(mib * MIB), int(mib * MIB), s, 2 * s) for mib, s in units)
     slot = max(unit.nbytes for unit in costs)
-    return Granularity(None if room_mib is None else room_mib * MIB, slot, 300 * MIB, 40 * MIB, 10 * MIB, costs)
+    return Granularity(None if room_mib is None else room_mib * MIB, slot, MIB, 300 * MIB, 40 * MIB, 10 * MIB, costs)
 
 
 def model(*granularities: Granularity, **more: float) -> ModelProfile:
@@ -51,7 +50,7 @@ def brute_force(device: DeviceProfile, model: ModelProfile, budget: int) -> floa
     found = 0
     for loaders, one, (chunk, direct) in itertools.product(range(1, 7), model.granularities, device.ways()):
         try:
-            slots = share_out(budget, needs(one, loaders), len(one.units), one.slot_nbytes, loaders).slots
+            slots = shares(budget, one, loaders).slots
         except BudgetTooSmall:
             continue
         rates = device.by_readers(chunk, direct, loaders)

@@ -15,7 +15,7 @@ seconds = st.floats(0, 1e3)
 sizes = st.integers(0, 2**40)
 units = st.builds(UnitCost, sizes, sizes, seconds, seconds)
 granularities = st.builds(
-    lambda room, slot, base, use, more, units: Granularity(room, slot, base, use + more, use, tuple(units)),
+    lambda room, slot, base, use, more, units: Granularity(room, slot, base, base, use + more, use, tuple(units)),
     st.none() | sizes, sizes, sizes, sizes, sizes, st.lists(units, min_size=1, max_size=3),
 )  # fmt: skip
 models = st.builds(
@@ -47,10 +47,10 @@ def test_a_device_profile_comes_back() -> None:
 
 
 GOOD = ModelProfile(
-    (Granularity(None, 8, 1, 1, 1, (UnitCost(8, 8, 0.1, 0.1),)),), 0.1, 0.1, 8, 8, 1, 1, 1, True, 1
+    (Granularity(None, 8, 0, 1, 1, 1, (UnitCost(8, 8, 0.1, 0.1),)),), 0.1, 0.1, 8, 8, 1, 1, 1, True, 1
 ).to_json()
-NO_UNITS = {"room": None, "nbytes": [8, 1, 1, 1], "units": []}
-NEGATIVE = {"room": None, "nbytes": [8, 1, 1, 1], "units": [[8, 8, -1.0, 0.1]]}
+NO_UNITS = {"room": None, "nbytes": [8, 0, 1, 1, 1], "units": []}
+NEGATIVE = {"room": None, "nbytes": [8, 0, 1, 1, 1], "units": [[8, 8, -1.0, 0.1]]}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ class Case:
 
     def __str__(self) -> str:
         files = "shards" if self.sharded else "file"
-        return f"{self.family.name}-{str(self.dtype)[6:]}-{files}-{self.loaders}loaders-{self.slots}slots-{self.room or 'layers'}"
+        agents = f"{self.loaders}loaders-{self.slots}slots-{self.room or 'layers'}"
+        return f"{self.family.name}-{str(self.dtype)[6:]}-{files}-{agents}"
 
 
 CASES = [
