@@ -117,6 +117,14 @@ def _check_switch(value: object) -> object:
 
 
 SIZE = Kind("a size such as 700MiB, 3GiB or a number of bytes", _check_size, _check_size)
+def _check_loaders(value: object) -> object:
+    return None if value is None or value == "auto" else _LOADERS.check(value)
+
+
+_LOADERS = _whole(1, 64)
+LOADERS = Kind(
+    "auto or " + _LOADERS.what, lambda text: _check_loaders(text if text == "auto" else int(text)), _check_loaders
+)
 TEXT = Kind("a text that is not empty", _check_text, _check_text)
 TEXTS = Kind("a text that is not empty, or several", _check_text, _check_texts, "repeated")
 IDS = Kind("token ids such as 5,17,9", lambda text: _check_ids([int(one) for one in text.split(",")]), _check_ids)
@@ -138,7 +146,10 @@ class RunConfig:
         None, TEXT, "a directory with config.json and *.safetensors, or a hub id; without it the packaged "
         "all-MiniLM-L6-v2 ranks sentences by meaning", "MODEL", _RUN,
     )  # fmt: skip
-    loaders: int = _option(3, _whole(1, 64), "processes that read weights in parallel", "N", _RUN)
+    loaders: int | None = _option(
+        None, LOADERS, "processes that read weights in parallel (default: auto, as many as hermes-plan would take)",
+        "N", _RUN,
+    )  # fmt: skip
     memory: int | None = _option(
         None, SIZE, "never use more than this, all our processes together (700MiB, 3GiB); without it: loaders + 1 "
         "slots and no limit", "SIZE", _RUN,
@@ -201,9 +212,6 @@ class LaunchConfig(RunConfig):
 class PlanConfig(RunConfig):
     """A question to `hermes-plan`: how would this model run on this machine?"""
 
-    loaders: int | None = _option(  # type: ignore[assignment]
-        None, _whole(1, 64), "plan for so many processes that read (default: as many as is best)", "N", _RUN
-    )
     memory: int | None = _option(
         None, SIZE, "plan for this budget and say why; without it: a table from the smallest budget to the one with "
         "which everything fits", "SIZE", _RUN,

@@ -14,7 +14,7 @@ from hermes_mp.messages import SlotNo
 class Allotment:
     """`bases` says where the allocated slots begin; `missing` more are planned. All are `slot_nbytes` long.
 
-    `reserve_nbytes`: what the budget leaves for what compute does.
+    `loaders`: how many there are to be. `reserve_nbytes`: what the budget leaves for what compute does.
     """
 
     def __init__(self, arena: Arena, budget: int | None, loaders: int, fixed: int | None) -> None:
@@ -22,7 +22,8 @@ class Allotment:
         self.bases: dict[SlotNo, int] = {}
         self.slot_nbytes = self.reserve_nbytes = 0
         self.missing = 0
-        self._arena, self._budget, self._loaders, self._fixed = arena, budget, loaders, fixed
+        self._arena, self._budget, self._fixed = arena, budget, fixed
+        self.loaders = loaders
         self._pages = _SharedPages(arena, mmap.PAGESIZE)
 
     @property
@@ -37,10 +38,10 @@ class Allotment:
         """
         nbytes, rounding = slot_shape(units.slot_nbytes, self._arena.granule, mmap.PAGESIZE)
         granule = rounding + mmap.PAGESIZE
-        share = share_out(self._budget, needs, len(units.units), nbytes, self._loaders, rounding)
+        share = share_out(self._budget, needs, len(units.units), nbytes, self.loaders, rounding)
         count = share.slots if self._fixed is None else min(self._fixed, len(units.units))
         if remembered and self._budget is not None:
-            count = max(min(count, MIN_SLOTS), min(count - 1, self._loaders + 1))
+            count = max(min(count, MIN_SLOTS), min(count - 1, self.loaders + 1))
         if nbytes:
             count = min(count, self._arena.nbytes // nbytes)
         if not self.bases:

@@ -30,8 +30,12 @@ def gather(
     fresh: bool,
     say: Callable[[str], None],
     place: Path | None = None,
+    memory: int | None = None,
+    loaders: int | None = None,
 ) -> Profiles:
     """`fresh`: measure whatever is known. `place`: where the weights will lie, of which there are only headers yet.
+
+    `memory`, `loaders`: what a run will be told; how much memory compute took in the last such run counts.
 
     Raises what measuring raises: see `measure_device` and `profile_model`.
     """
@@ -56,12 +60,16 @@ def gather(
         measured = True
         model = profile_in_own_process(wanted, say)
         profilecache.remember(model_path, model)
-    return Profiles(device or ASSUMED_DEVICE, _as_it_ran(checkpoint, wanted, model), measured)
+    return Profiles(device or ASSUMED_DEVICE, _as_it_ran(checkpoint, wanted, model, memory, loaders), measured)
 
 
-def _as_it_ran(checkpoint: Checkpoint, wanted: ProfilerSettings, model: ModelProfile) -> ModelProfile:
+def _as_it_ran(
+    checkpoint: Checkpoint, wanted: ProfilerSettings, model: ModelProfile, memory: int | None, loaders: int | None
+) -> ModelProfile:
     """With what compute took in a run of this model, where there was one: that is truer than what the profiler took."""
-    entry = unitcache.entry_path(checkpoint.digest, wanted.dtype, wanted.context, wanted.batch)
+    entry = unitcache.entry_path(
+        checkpoint.digest, wanted.dtype, wanted.context, wanted.batch, memory, loaders
+    )
     known = unitcache.recall(entry)
     if known is None:
         return model

@@ -64,7 +64,7 @@ def _find(config: PlanConfig, say: Callable[[str], None]) -> Found:
             str(directory.resolve()), config.dtype, config.context, config.batch, config.tokens, config.threads,
             headers_only=place is not None, seconds=MODEL_S,
         )  # fmt: skip
-        profiles = gather(checkpoint, wanted, config.fresh, say, place)
+        profiles = gather(checkpoint, wanted, config.fresh, say, place, config.memory, config.loaders)
     device, model = profiles.device, profiles.model
     name = config.model or "all-MiniLM-L6-v2"
     if config.memory is None:

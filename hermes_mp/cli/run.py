@@ -36,7 +36,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     console.model(config.model or "all-MiniLM-L6-v2")
     checkpoint = find_checkpoint(directory)
     trace = TraceWriter(config.trace, started_ns) if config.trace else None
-    ledger = Ledger(config.loaders, config.memory, started_ns)
+    ledger = Ledger(quarters.loaders, config.memory, started_ns)
     requests, lines, line_request = _requests(config)
     front = LaunchFront(console, ledger, trace, requests, lines, line_request, signals.wakeup_fd)
     settings = DaemonSettings(
@@ -55,6 +55,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             daemon.sample(exactly=True)
             ledger.pages = quarters.arena.pages
             ledger.slots = len(daemon.slots.bases)
+            ledger.loaders = daemon.plan.loaders
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:

@@ -8,27 +8,58 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import BadMessage
 from hermes_mp.host.cachedir import cache_directory, keep, versions
+from hermes_mp.messages import RunPlan
+
+MOST_LOADERS = 64
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """A unit list, and what compute needed beside its slots (bytes)."""
+    """A unit list, what compute needed beside its slots (bytes), and the plan it was made for."""
 
     units: UnitList
     base_nbytes: int
     reserve_nbytes: int
+    plan: RunPlan
 
 
-def entry_path(checkpoint_digest: str, dtype: str, context: int | None, batch: int) -> Path:
-    """Where the entry for these settings lies, whether it exists or not."""
-    key = json.dumps([checkpoint_digest, dtype, context, batch, versions()])
+def entry_path(
+    checkpoint_digest: str, dtype: str, context: int | None, batch: int, memory: object, loaders: int | None
+) -> Path:
+    """Where the entry for these settings lies, whether it exists or not; `memory` and `loaders` as they were asked for.
+
+    They are what units are planned by.
+    """
+    key = json.dumps([checkpoint_digest, dtype, context, batch, memory, loaders, versions()])
     return cache_directory() / "units" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def start_path(directory: str) -> Path:
+    """Where it is kept how many loaders the last run of this directory had."""
+    return cache_directory() / "loaders" / hashlib.sha256(directory.encode()).hexdigest()[:32]
+
+
+def recall_loaders(model: str | None) -> int | None:
+    """How many loaders to start with, as long as nothing else is known of this model."""
+    try:
+        count = int(start_path(os.path.realpath(os.path.expanduser(model or ""))).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return count if 1 <= count <= MOST_LOADERS else None
+
+
+def remember_loaders(directory: str, count: int) -> None:
+    """For the next run."""
+    path = start_path(directory)
+    if recall_loaders(directory) != count:
+        keep(path, str(count))
 
 
 def recall(path: Path) -> Remembered | None:
@@ -36,7 +67,11 @@ def recall(path: Path) -> Remembered | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         units = UnitList.from_json(document["units"])
-        return Remembered(units, int(document["base_nbytes"]), int(document["reserve_nbytes"]))
+        loaders, window, chunk_nbytes, direct = document["plan"]
+        plan = RunPlan(int(loaders), int(window), int(chunk_nbytes), bool(direct))
+        if not 0 <= plan.loaders <= MOST_LOADERS or min(plan.window, plan.chunk_nbytes) < 0:
+            return None
+        return Remembered(units, int(document["base_nbytes"]), int(document["reserve_nbytes"]), plan)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, BadMessage):
         return None
 
@@ -50,6 +85,7 @@ def remember(path: Path, entry: Remembered) -> None:
             "units": entry.units.to_json(),
             "base_nbytes": entry.base_nbytes,
             "reserve_nbytes": entry.reserve_nbytes,
+            "plan": list(astuple(entry.plan)),
         }
     )
     keep(path, text)

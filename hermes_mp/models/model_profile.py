@@ -38,7 +38,6 @@ from hermes_mp.models.units import divide
 BESIDE_CHUNK_NBYTES = 16 << 20
 BESIDE_S = 0.5
 BESIDE_TOKENS = 8  # of a prompt: only what follows it is compared
-MOST_ROOMS, LEAST_ROOM_NBYTES = 5, 4 << 20
 LEAST_BESIDE_NBYTES = 64 << 20  # of a file; reading a smaller one beside computing tells nothing
 MOST_SHARE = 0.5  # of the memory that is to be had, for the random weights
 
@@ -62,16 +61,9 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
     traced = trace_model(checkpoint, wanted.dtype, wanted.context, wanted.batch, say)
     maximum = model_maximum(traced.skeleton.model.config)
     tokens = max(1, min(wanted.tokens, traced.positions - STEPS - 1, (maximum or wanted.tokens) - STEPS - 1))
-    made = [traced.divide()]
-    rooms: list[int | None] = [None]
-    for room in _rooms(made[0].division.list.slot_nbytes):
-        finer = traced.divide(room)
-        if finer.division.list.slot_nbytes < 0.9 * made[-1].division.list.slot_nbytes:
-            made.append(finer)
-            rooms.append(room)
+    rooms, made = zip(*traced.granularities(), strict=True)
     splits = [Layers(traced.skeleton.model, one.division) for one in made]
     pinned = [sum({bound.source: bound.source.info.nbytes for bound in one.division.pinned}.values()) for one in made]
-    sources = set(traced.skeleton.parameters.values())
     say("measuring how long its layers take")
     beside = (0.0, 0.0)
     with _streamed(made[0], checkpoint) as (model, supply):
@@ -102,7 +94,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
         other_s=layered.other_s,
         first_other_s=layered.first_other_s,
         weights_nbytes=sum(file.nbytes for file in checkpoint.files),
-        parameters=sum(source.info.nbytes // source.file_dtype.itemsize for source in sources),
+        parameters=sum(source.info.nbytes // source.file_dtype.itemsize for source in traced.sources()),
         batch=wanted.batch,
         tokens=tokens,
         context=traced.positions,
@@ -111,11 +103,6 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
         beside_compute=beside[0],
         beside_read=beside[1],
     )
-
-
-def _rooms(layer_nbytes: int) -> list[int]:
-    """Sizes of units finer than a layer that are worth planning with: each half of the one before."""
-    return [room for part in range(1, MOST_ROOMS + 1) if (room := layer_nbytes >> part) >= LEAST_ROOM_NBYTES]
 
 
 def _block_seconds(

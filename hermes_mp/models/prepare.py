@@ -17,9 +17,11 @@ from hermes_mp.errors import ContextTooLong
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.models.division import Division, cast_nbytes
 from hermes_mp.models.footprint import DEFAULT_CONTEXT, Footprint, measure, model_maximum
-from hermes_mp.models.skeleton import Skeleton, build_skeleton
+from hermes_mp.models.skeleton import Skeleton, Source, build_skeleton
 from hermes_mp.models.trace import Trace, trace_forward
 from hermes_mp.models.units import divide
+
+MOST_ROOMS, LEAST_ROOM_NBYTES = 5, 4 << 20
 
 
 @dataclass
@@ -48,6 +50,21 @@ class Traced:
         scratch = cast_nbytes(division)
         scratch += self.batch * _matrices_nbytes(self.skeleton, self.trace, division, self.positions)
         return Prepared(self.skeleton, division, replace(self.footprint, constant_nbytes=scratch))
+
+    def granularities(self) -> list[tuple[int | None, Prepared]]:
+        """The divisions that are worth planning with: by layers, then each with half the room of the one before."""
+        found: list[tuple[int | None, Prepared]] = [(None, self.divide())]
+        layer = found[0][1].division.list.slot_nbytes
+        for room in (layer >> part for part in range(1, MOST_ROOMS + 1)):
+            if room >= LEAST_ROOM_NBYTES:
+                finer = self.divide(room)
+                if finer.division.list.slot_nbytes < 0.9 * found[-1][1].division.list.slot_nbytes:
+                    found.append((room, finer))
+        return found
+
+    def sources(self) -> set[Source]:
+        """Every weight once."""
+        return set(self.skeleton.parameters.values())
 
 
 def trace_model(
