@@ -8,6 +8,7 @@ It knows no clock, file or process.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -30,6 +31,7 @@ from hermes_mp.messages import UnitNo
 
 MOST_LOADERS = 6
 TOLERANCE = 0.004  # a forecast that is better by less is no better: then fewer loaders and larger units win
+LOADER_SHARE, LOADER_S = 0.004, 0.001  # one more loader is to save so much of a pass, and so many seconds
 SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eighth more
 UNIT_S = 0.0002  # of compute, per streamed unit: to bind it and to talk about it
 LOADER_AT_WORK, DAEMON_AT_WORK = 11 << 20, 18 << 20  # what `DAEMON_NBYTES` and `LOADER_NBYTES` are the most of
@@ -89,7 +91,7 @@ class Plan:
 class _Choice:
     """One way to run; ordered by what no forecast of it can be below, then by what we would rather have."""
 
-    bound_s: float
+    bound_s: float  # with what the loaders cost
     loaders: int
     rank: int  # of its granularity, the largest units first
     window: int
@@ -123,20 +125,26 @@ def plan(device: DeviceProfile, model: ModelProfile, budget: int | None, loaders
     if not heap:
         raise _too_small(model, budget, loaders) from smallest
     best: tuple[_Choice, Pass] | None = None
+    least_s = math.inf
     while heap:
         choice, number, following = heapq.heappop(heap)
-        if best is not None and choice.bound_s >= best[1].seconds * (1 - TOLERANCE):
+        if choice.bound_s >= least_s * (1 - TOLERANCE):
             break
         found = simulate(_flow(choice, model, device))
-        if best is None or found.seconds < best[1].seconds * (1 - TOLERANCE):
-            best = choice, found
-        elif choice.fits and not best[0].fits and found.seconds < best[1].seconds * (1 + TOLERANCE):
-            best = choice, found  # as fast, and it leaves the disk alone
+        cost_s = with_loaders(found.seconds, choice.loaders)
+        rests = best is not None and choice.fits and not best[0].fits  # as fast would do: it leaves the disk alone
+        if cost_s < least_s * (1 + TOLERANCE if rests else 1 - TOLERANCE):
+            best, least_s = (choice, found), cost_s
         following_choice = next(following, None)
         if following_choice is not None:
             heapq.heappush(heap, (following_choice, number, following))
     assert best is not None
     return _planned(*best, device, model)
+
+
+def with_loaders(seconds: float, loaders: int) -> float:
+    """What a pass is worth: each loader takes memory, and the processor's time from others, which no forecast knows."""
+    return seconds * (1 + LOADER_SHARE * loaders) + LOADER_S * loaders
 
 
 def smallest_budget(model: ModelProfile, loaders: int | None = None) -> int:
@@ -230,7 +238,7 @@ def _choices(
         overheads_s = 0.0 if slots >= count else UNIT_S * (count - max(0, slots - window))
         bound_s = max(compute_s + overheads_s, streamed / fastest)
         previous = max(previous, bound_s)
-        yield _Choice(previous, loaders, rank, window, way, rates, granularity, slots)
+        yield _Choice(with_loaders(previous, loaders), loaders, rank, window, way, rates, granularity, slots)
 
 
 def _windows(slots: int, units: int) -> Iterator[int]:
