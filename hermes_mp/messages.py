@@ -43,13 +43,16 @@ class RunPlan:
     """What `core.planner` chose of a run: 0 stands for what the daemon does by default.
 
     `loaders` that read `chunk_nbytes` at a time, past the page cache where `direct`; `window`: slots that streamed
-    units share.
+    units share. `forecast_us`: of a pass that repeats. `source`: "measured" where the model was profiled, "estimated"
+    where only the disk was, "assumed" where not even that.
     """
 
     loaders: int = 0
     window: int = 0
     chunk_nbytes: int = 0
     direct: bool = True
+    forecast_us: int = 0
+    source: str = ""
 
 
 # --- daemon -> loader

@@ -55,7 +55,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             daemon.sample(exactly=True)
             ledger.pages = quarters.arena.pages
             ledger.slots = len(daemon.slots.bases)
-            ledger.loaders = daemon.plan.loaders
+            ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:

@@ -67,8 +67,9 @@ def recall(path: Path) -> Remembered | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         units = UnitList.from_json(document["units"])
-        loaders, window, chunk_nbytes, direct = document["plan"]
-        plan = RunPlan(int(loaders), int(window), int(chunk_nbytes), bool(direct))
+        *numbers, direct, forecast_us, source = document["plan"]
+        loaders, window, chunk_nbytes = map(int, numbers)
+        plan = RunPlan(loaders, window, chunk_nbytes, bool(direct), int(forecast_us), str(source))
         if not 0 <= plan.loaders <= MOST_LOADERS or min(plan.window, plan.chunk_nbytes) < 0:
             return None
         return Remembered(units, int(document["base_nbytes"]), int(document["reserve_nbytes"]), plan)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from hermes_mp.core.budget import slot_shape
-from hermes_mp.core.planner import Plan, plan
+from hermes_mp.core.planner import plan
 from hermes_mp.core.profile import ASSUMED_DEVICE, DeviceProfile, Granularity, ModelProfile, UnitCost
 from hermes_mp.errors import BudgetTooSmall, ReadFailed
 from hermes_mp.host import diskspeed, memory, profilecache
@@ -52,12 +52,10 @@ class Told:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Divide by `room`, run by `plan`. `forecast` is the planner's, None where it found nothing that fits."""
+    """Divide by `room`, run by `plan`."""
 
     room: int | None
     plan: RunPlan
-    forecast: Plan | None
-    source: str
 
 
 def choose_plan(traced: Traced, checkpoint: Checkpoint, told: Told) -> Chosen:
@@ -70,9 +68,12 @@ def choose_plan(traced: Traced, checkpoint: Checkpoint, told: Told) -> Chosen:
         found = plan(device, model, told.memory, told.loaders)
     except BudgetTooSmall:
         finest = min(model.granularities, key=lambda one: one.base_nbytes + one.reserve_nbytes + 2 * one.slot_nbytes)
-        return Chosen(finest.room, RunPlan(told.loaders or 1), None, source)
-    orders = RunPlan(found.loaders, found.window, found.chunk_nbytes, found.direct)
-    return Chosen(found.room, orders, found, ASSUMED if device.assumed else source)
+        return Chosen(finest.room, RunPlan(told.loaders or 1))
+    forecast_us = round(found.forecast.seconds * 1e6)
+    source = ASSUMED if device.assumed else source
+    return Chosen(
+        found.room, RunPlan(found.loaders, found.window, found.chunk_nbytes, found.direct, forecast_us, source)
+    )
 
 
 def _device(name: str, largest: Path) -> DeviceProfile:
