@@ -84,7 +84,8 @@ def _build(
 ) -> Any:
     from hermes_mp.models.choose_plan import Told, choose_plan
     from hermes_mp.models.footprint import check_call, check_generate
-    from hermes_mp.models.prepare import settle, trace_model
+    from hermes_mp.models.prepare import trace_model
+    from hermes_mp.models.settle import settle
     from hermes_mp.models.streamed import stream
 
     traced = trace_model(checkpoint, config.dtype, config.context, config.batch)
@@ -107,7 +108,7 @@ def _build(
         (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
     )
     behind.lock = model._hermes_binder.lock
-    settle(prepared.skeleton.dtype)
+    settle(prepared.skeleton.dtype, images=model.main_input_name == "pixel_values")
     base = host_memory.quick(os.getpid()).total_nbytes if count_caller else 0
     behind.supply.describe(base, footprint.reserve_nbytes, plan=plan)
     return model

@@ -35,7 +35,7 @@ ONLY_IN = {
     "transformers": {"models/*", "agents/compute*", "api.py"},
     "numpy": {"models/*", "agents/compute*"},
     "huggingface_hub": {"host/hub.py"},
-    "ctypes": {"host/arena.py", "host/deathwatch.py", "host/scheduling.py", "models/*"},
+    "ctypes": {"host/arena.py", "host/code_pages.py", "host/deathwatch.py", "host/scheduling.py", "models/*"},
     "multiprocessing": set(),
     "pickle": set(),
 }

@@ -97,6 +97,9 @@ def _profile(settings: ProfilerSettings, say: Callable[[str], None]) -> ModelPro
     from setproctitle import setproctitle
 
     setproctitle("hermes: profiler")
+    from hermes_mp.models.light_imports import import_lightly
+
+    import_lightly()  # as compute does: what it takes is measured too
     from hermes_mp.models.model_profile import Wanted, profile_model
 
     wanted = Wanted(

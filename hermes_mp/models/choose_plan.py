@@ -25,6 +25,7 @@ from hermes_mp.messages import RunPlan
 from hermes_mp.models.division import Division
 from hermes_mp.models.layer_times import decodes
 from hermes_mp.models.prepare import Traced
+from hermes_mp.models.settle import settle
 
 QUICK_S = 0.5  # of reading, once per device
 PROFILED_TOKENS = 128  # what `hermes-plan` profiles for by default
@@ -113,6 +114,7 @@ def _estimated(traced: Traced, checkpoint: Checkpoint, told: Told) -> ModelProfi
     tokens = 1 if decoding else min(ESTIMATED_TOKENS, traced.positions)
     again_s = seconds_per_byte(traced.skeleton.dtype, told.batch * tokens)
     first_s = seconds_per_byte(traced.skeleton.dtype, told.batch * ESTIMATED_TOKENS) if decoding else again_s
+    settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values")
     base = memory.quick(os.getpid()).total_nbytes + TO_COME_NBYTES
     base += TOKENIZER_FACTOR * _size(checkpoint.directory / "tokenizer.json")
     base = -(-base // ROUNDED_NBYTES) * ROUNDED_NBYTES

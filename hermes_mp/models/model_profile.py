@@ -28,7 +28,8 @@ from hermes_mp.host.reading import FileReader
 from hermes_mp.models.division import Division
 from hermes_mp.models.footprint import Footprint, model_maximum
 from hermes_mp.models.layer_times import CACHE_NBYTES, STEPS, Layers, RandomSupply, Times, decodes, measure_passes
-from hermes_mp.models.prepare import Prepared, settle, trace_model
+from hermes_mp.models.prepare import Prepared, trace_model
+from hermes_mp.models.settle import settle
 from hermes_mp.models.skeleton import build_skeleton
 from hermes_mp.models.streamed import stream
 from hermes_mp.models.tasks.task import open_task
@@ -68,7 +69,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
     beside = (0.0, 0.0)
     with _streamed(made[0], checkpoint) as (model, supply):
         task = open_task(model, checkpoint.directory, {})  # as compute does: what that takes is in the base
-        settle(traced.skeleton.dtype)
+        settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values")
         base = memory.quick(os.getpid()).total_nbytes
         supply.fill(_pattern_dtype(made[0].division))
         layered = measure_passes(model, splits[0], supply, wanted.batch, tokens, seconds / 2)
