@@ -6,12 +6,10 @@ import os
 import time
 
 from hermes_mp.agents.crew import LoaderCrew
-from hermes_mp.core.budget import Needs
+from hermes_mp.core.budget import DAEMON_NBYTES, LOADER_NBYTES, Needs
 from hermes_mp.host import memory
 
 QUICK_S, EXACT_S = 0.25, 0.05  # between two samples; a quick one of five processes costs 1 ms of processor
-LOADER_NBYTES = 14 << 20  # what one that is still starting will take; one at work has 11
-DAEMON_NBYTES = 24 << 20  # at work 16 to 20
 
 
 class Accounting:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
 
-from hermes_mp.agents.quarters import Quarters
+from hermes_mp.agents.quarters import Quarters, loaders_to_start
 from hermes_mp.cli import options
+from hermes_mp.config import LaunchConfig
 from hermes_mp.errors import HermesError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     except HermesError as error:
         return _refused(error, "--json" in words)
     try:
-        with _signals() as signals, closing(Quarters(config.loaders, config.memory)) as quarters:
+        with _signals() as signals, closing(quarters_of(config)) as quarters:
             from hermes_mp.cli.console import Console  # from here on the loaders start up beside us
             from hermes_mp.cli.run import run
 
@@ -46,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     except HermesError as error:
         return _refused(error, config.json)
     return code
+
+
+def quarters_of(config: LaunchConfig) -> Quarters:
+    return Quarters(loaders_to_start(config.loaders, config.model), config.memory)
 
 
 def _open_standard_streams() -> None:

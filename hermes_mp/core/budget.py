@@ -15,6 +15,8 @@ MIN_SLOTS = 2  # with one, nothing could be read while compute computes
 MARGIN_NBYTES = 24 << 20  # the allocator's slack and the daemon's and loaders' growth after they were measured
 LAST_NBYTES = 16 << 20  # of the reserve stays free even where all else is needed to run at all
 RUNS_DIFFER_NBYTES = 4 << 20  # compute takes 1 or 2 MiB more or less in the next run: the budget named must do there
+LOADER_NBYTES = 14 << 20  # what one that is still starting will take; one at work has 11
+DAEMON_NBYTES = 24 << 20  # at work 16 to 20
 PAGE_ENTRIES = 512  # a page table entry is 8 bytes for a page of 4 KiB: 1/512, once per process that maps the slot
 
 
@@ -103,6 +105,15 @@ def share_out(
 def slot_cost(slot_nbytes: int, loaders: int) -> int:
     """Bytes that one more slot takes, with the page tables of compute and the loaders that map it."""
     return slot_nbytes + (loaders + 1) * (-(-slot_nbytes // PAGE_ENTRIES))
+
+
+def slot_shape(largest_nbytes: int, granule: int, page: int) -> tuple[int, int]:
+    """Bytes of a slot that holds units of up to `largest_nbytes`, and what all slots together may take more.
+
+    They lie side by side in whole pages; where a slot has room for a huge page (`granule`), in whole huge pages.
+    """
+    nbytes = -(-largest_nbytes // page) * page
+    return nbytes, granule - page if nbytes >= granule else 0
 
 
 def _mib(nbytes: int) -> str:
