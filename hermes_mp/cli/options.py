@@ -58,21 +58,28 @@ def parse(argv: Sequence[str]) -> LaunchConfig:
 
     `--help` and `--version` print and raise SystemExit(0).
     """
+    return parse_with_sources(argv)[0]
+
+
+def parse_with_sources(argv: Sequence[str]) -> tuple[LaunchConfig, dict[str, str]]:
+    """As `parse`, and by field what said it: "flag", or the path of the launch file. What nobody said is left out."""
     known, unknown = _parser().parse_known_args(list(argv))
     if unknown:
-        flags = [f"--{_key(one.name)}" for one, _ in options_of(LaunchConfig)]
+        flags = [f"--{key_of(one.name)}" for one, _ in options_of(LaunchConfig)]
         near = difflib.get_close_matches(unknown[0], flags, n=1)
         raise BadOption(f"unknown argument {unknown[0]!r}" + (f", did you mean {near[0]}?" if near else ""))
     given = vars(known)
     file = given.pop("file")
     values = _from_file(file) if file is not None else {}
+    sources = dict.fromkeys(values, str(file)) | dict.fromkeys(given, "flag")
     for one, option in options_of(LaunchConfig):
         if one.name in given:
-            values[one.name] = _from_flag(f"--{_key(one.name)}", option, given[one.name])
-    return LaunchConfig(**values)
+            values[one.name] = _from_flag(f"--{key_of(one.name)}", option, given[one.name])
+    return LaunchConfig(**values), sources
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """A field as launch files spell it, and flags behind two dashes."""
     return name.replace("_", "-")
 
 
@@ -96,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
             settings |= {"metavar": option.metavar}
         if option.kind.flag == "repeated":
             settings |= {"action": "append", "help": text + "; may be repeated"}
-        groups[option.group].add_argument(f"--{_key(one.name)}", **settings)
+        groups[option.group].add_argument(f"--{key_of(one.name)}", **settings)
     return parser
 
 
@@ -123,7 +130,7 @@ def _from_file(path: str) -> dict[str, Any]:
         raise BadOption(why, "a model is named with --model") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadOption(f"{path} is no TOML: {error}", "see launch/*.toml for examples") from error
-    options = {_key(one.name): (one.name, option) for one, option in options_of(LaunchConfig)}
+    options = {key_of(one.name): (one.name, option) for one, option in options_of(LaunchConfig)}
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in options:
