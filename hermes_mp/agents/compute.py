@@ -94,9 +94,11 @@ class _Compute:
         from hermes_mp.models.settle import settle
         from hermes_mp.models.streamed import stream
         from hermes_mp.models.tasks.task import open_task
+        from hermes_mp.models.tasks.text_input import open_early
 
         _quiet_libraries()
         checkpoint = find_checkpoint(directory)
+        open_early(directory)
         made = prepare(
             checkpoint, self.settings["dtype"], self.settings["context"], self.settings["batch"], self.supply.say
         )

@@ -374,7 +374,8 @@ class Daemon:
         except HermesError as error:
             self.end(error)
             return
-        unitcache.remember(self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes))
+        base = max(message.base_nbytes, needs.start - message.reserve_nbytes)  # the next start must have room, too
+        unitcache.remember(self._cache, unitcache.Remembered(units, base, message.reserve_nbytes))
         self.divided = True
         self._to_compute(SlotsDivided(self.slots.planned, self.slots.slot_nbytes, self.slots.reserve_nbytes))
         self.front.ready(units)

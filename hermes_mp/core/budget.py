@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hermes_mp.errors import BudgetTooSmall
 
 MIN_SLOTS = 2  # with one, nothing could be read while compute computes
-MARGIN_NBYTES = 24 << 20  # the allocator's slack and the daemon's and loaders' growth after they were measured
+MARGIN_NBYTES = 12 << 20  # the allocator's slack, and growth of daemon and loaders after they were measured (seen: 2)
 RUNS_DIFFER_NBYTES = 4 << 20  # compute takes 1 or 2 MiB more or less in the next run: the budget named must do there
 PAGE_ENTRIES = 512  # a page table entry is 8 bytes for a page of 4 KiB: 1/512, once per process that maps the slot
 
@@ -25,10 +25,15 @@ class Needs:
     compute: int  # before it binds
     reserve: int  # KV cache, logits, activations and casts at the reserved context and batch
     wish: int = 0  # a larger reserve, for inputs that are large before they are prepared; slots beyond the least yield
+    start: int = 0  # the most that compute has taken while it started, when there were no slots yet
 
     @property
     def total(self) -> int:
         return self.daemon + self.loaders + self.compute + self.reserve + MARGIN_NBYTES
+
+    def least(self, slots_nbytes: int) -> int:
+        """The smallest budget: for running with so many bytes of slots, and for starting without them."""
+        return max(self.total + slots_nbytes, self.daemon + self.loaders + self.start)
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,14 @@ def share_out(
         return Share(min(units, max(loaders + 1, MIN_SLOTS)), slot_nbytes, max(needs.reserve, needs.wish))
     cost = slot_cost(slot_nbytes, loaders)
     least = min(units, MIN_SLOTS)
-    fixed = needs.total + rounding
-    spare = budget - fixed - least * cost
-    if spare < 0:
-        smallest = fixed + least * cost + RUNS_DIFFER_NBYTES
+    spare = budget - needs.total - rounding - least * cost
+    if budget < needs.least(rounding + least * cost):
+        smallest = needs.least(rounding + least * cost) + RUNS_DIFFER_NBYTES
+        start = f" ({_mib(needs.start)} while it starts)" if needs.start > needs.compute else ""
         raise BudgetTooSmall(
             f"--memory {_mib(budget)} is too small; the smallest budget for this model, context and batch is "
             f"{_mib(smallest)} (daemon {_mib(needs.daemon)}, {loaders} loaders {_mib(needs.loaders)}, compute "
-            f"{_mib(needs.compute)}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
+            f"{_mib(needs.compute)}{start}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
             f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES + rounding)})"
         )
     extra = min(spare, max(0, needs.wish - needs.reserve))

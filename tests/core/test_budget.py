@@ -43,3 +43,13 @@ def test_too_small_names_the_least() -> None:
 def test_a_wish_takes_what_the_least_number_of_slots_leaves(spare: int, slots: int, reserve: int) -> None:
     needs = Needs(NEEDS.daemon, NEEDS.loaders, NEEDS.compute, NEEDS.reserve, wish=100 * MIB)
     assert share_out(LEAST + spare, needs, 20, SLOT, 3) == Share(slots, SLOT, reserve)
+
+
+def test_a_start_that_takes_more_than_the_run_sets_the_least() -> None:
+    """Opening a tokenizer takes memory for a moment; there are no slots yet, and no margin is needed."""
+    start = LEAST - NEEDS.daemon - NEEDS.loaders
+    for more, least in ((0, LEAST), (-5 * MIB, LEAST), (7 * MIB, LEAST + 7 * MIB)):
+        needs = Needs(NEEDS.daemon, NEEDS.loaders, NEEDS.compute, NEEDS.reserve, start=start + more)
+        assert share_out(least, needs, 20, SLOT, 3).slots == 2
+        with pytest.raises(BudgetTooSmall, match=f"is {-(-(least + RUNS_DIFFER_NBYTES) // MIB)} MiB .*while it starts"):
+            share_out(least - 1, needs, 20, SLOT, 3)
