@@ -7,6 +7,7 @@ It never touches the terminal; what it has to say goes to the daemon as messages
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -81,6 +82,7 @@ class _Compute:
 
     def run(self) -> None:
         directory = Path(self.settings["directory"])
+        gc.disable()  # nothing that is imported goes; looking for what could takes a tenth of the start
         self.supply.say("importing torch")
         from hermes_mp.models.light_imports import import_lightly
 
@@ -113,6 +115,8 @@ class _Compute:
         )
         task = open_task(model, directory, self.settings["options"])
         settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")
+        gc.freeze()  # nor later
+        gc.enable()
         base = memory.quick(os.getpid()).total_nbytes
         # An image is prepared before its pass needs the reserve.
         wish = IMAGE_NBYTES if model.main_input_name == "pixel_values" else 0

@@ -62,7 +62,8 @@ def share_out(
     spare = budget - needs.total - rounding - least * cost
     if budget < needs.least(rounding + least * cost):
         smallest = needs.least(rounding + least * cost) + RUNS_DIFFER_NBYTES
-        start = f" ({_mib(needs.start)} while it starts)" if needs.start > needs.compute else ""
+        starts = needs.total + rounding + least * cost < needs.daemon + needs.loaders + needs.start
+        start = f" ({_mib(needs.start)} while it starts)" if starts else ""
         raise BudgetTooSmall(
             f"--memory {_mib(budget)} is too small; the smallest budget for this model, context and batch is "
             f"{_mib(smallest)} (daemon {_mib(needs.daemon)}, {loaders} loaders {_mib(needs.loaders)}, compute "
