@@ -215,6 +215,9 @@ class LaunchConfig(RunConfig):
         False, SWITCH, "measure memory exactly, 20 times a second: slows the run", "", _OUTPUT
     )
     quiet: bool = _option(False, SWITCH, "show the answers only: no progress, no report", "", _OUTPUT)
+    show_config: bool = _option(
+        False, SWITCH, "print every value and where it came from, as a launch file, and do not run", "", _OUTPUT
+    )
 
 
 @dataclass(frozen=True)

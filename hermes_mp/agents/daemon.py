@@ -386,9 +386,8 @@ class Daemon:
         except HermesError as error:
             self.end(error)
             return
-        unitcache.remember(
-            self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes, self.plan)
-        )
+        base = max(message.base_nbytes, needs.start - message.reserve_nbytes)  # the next start must have room, too
+        unitcache.remember(self._cache, unitcache.Remembered(units, base, message.reserve_nbytes, self.plan))
         if self.settings.loaders is None:
             unitcache.remember_loaders(str(self.settings.checkpoint.directory), self.plan.loaders)
         self.divided = True
