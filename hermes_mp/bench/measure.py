@@ -1,0 +1,305 @@
+"""The rounds: in each, the raw rate of the disk, computing with all weights, and every row of a group in turn.
+
+What differs between rows is the backend alone: same disk, same memory group, same input, nothing of the model's files
+in the page cache before each. Memory is looked at afterwards, in runs that are not timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hermes_mp.bench import board, peers
+from hermes_mp.bench import worker as worker_module
+from hermes_mp.bench.board import ControlGroup, Unavailable
+from hermes_mp.bench.limits import reader_rate
+from hermes_mp.bench.models import Model
+from hermes_mp.bench.plan import OURS, Group, Subject, Wanted, in_turn
+from hermes_mp.bench.process import Peak, WorkerLost, WorkerProcess, sampling
+from hermes_mp.bench.raw import Raw
+from hermes_mp.bench.reference import AGAIN, Reference, worker_settings, worker_words
+from hermes_mp.bench.rows import GroupNote, Journal, PeakSample, Sample
+
+BESIDE_ACCELERATE = 450 << 20  # what its process takes besides weights, of a limit
+YIELDING = 0.6  # after a kill the peer is given so much less memory for weights, and may try again
+TRIES = 4
+WARM = 0.05  # a file of which more is in the page cache is not cold
+
+
+@dataclass
+class Peers:
+    """What the user named of them."""
+
+    accelerate_python: Path | None = None
+    llama_bench: Path | None = None
+    gguf: Path | None = None
+
+
+class Bench:
+    """Measures groups into a journal. `say` tells the person what is going on; `traces` is where timelines go."""
+
+    def __init__(
+        self, wanted: Wanted, journal: Journal, others: Peers, say: Callable[[str], None], traces: Path | None
+    ) -> None:
+        self._wanted, self._journal, self._others, self._say, self._traces = wanted, journal, others, say, traces
+
+    def run(self, group: Group, model: Model) -> None:
+        """Measure what the journal lacks of this group. A regime that this machine cannot play is noted as left out."""
+        try:
+            with contextlib.ExitStack() as stack:
+                _GroupRun(self._wanted, self._journal, self._others, self._say, group, model, stack).run(self._traces)
+        except Unavailable as error:
+            self._journal.keep(GroupNote(group.label, f"left out: {error}", left_out=True))
+
+
+class _GroupRun:
+    def __init__(
+        self, wanted: Wanted, journal: Journal, others: Peers, say: Callable[[str], None], group: Group,
+        model: Model, stack: contextlib.ExitStack,
+    ) -> None:  # fmt: skip
+        self._wanted, self._journal, self._others, self._say = wanted, journal, others, say
+        self._group, self._model, self._stack = group, model, stack
+        self._workers: dict[Subject, WorkerProcess] = {}
+        self._limits: dict[Subject, ControlGroup] = {}
+        self._cpu_nbytes: dict[Subject, float] = {}
+        self._readers: list[ControlGroup] = []  # one for each reader where each has a rate of its own
+        self._disk: list[ControlGroup] = []  # what a row that reads by itself is put in
+        self._rate: float | None = None  # of each of them
+        self._reference: Reference | None = None
+
+    def run(self, traces: Path | None) -> None:
+        todo = [
+            (number, subject)
+            for number in range(self._wanted.rounds)
+            for subject in in_turn(self._group.subjects, number)
+            if (self._group.label, subject.label, number) not in self._journal.samples
+        ]
+        peaks = [one for one in self._group.subjects if (self._group.label, one.label) not in self._journal.peaks]
+        if not todo and not peaks:
+            return
+        self._reference = self._stack.enter_context(Reference(self._wanted, self._model))
+        text = self._set_board()
+        raw = self._stack.enter_context(Raw(self._model, self._disk, self._readers, self._rate))
+        self._journal.keep(GroupNote(self._group.label, f"{text}; raw rate of {raw.text}"))
+        before: tuple[int, tuple[float | None, float | None]] = (-1, (None, None))
+        for number, subject in todo:
+            if self._journal.failed(self._group.label, subject.label):
+                continue
+            if before[0] != number:
+                before = (number, self._reference.measure())
+                raw.measure([one.loaders for one in self._group.subjects])
+            self._say(f"{self._group.label}: round {number + 1} of {self._wanted.rounds}, {subject.label}")
+            compute = before[1]
+            sample = replace(
+                self._measure(subject, number), raw=raw.rate(subject.loaders), compute_first_s=compute[0],
+                compute_steady_s=compute[1],
+            )  # fmt: skip
+            self._journal.keep(sample)
+        raw.close()
+        self._reference.close()
+        self._end_workers()
+        for subject in peaks:
+            if subject.backend == "llama.cpp" or self._journal.failed(self._group.label, subject.label):
+                continue
+            self._say(f"{self._group.label}: memory of {subject.label}")
+            self._journal.keep(self._peak(subject))
+        if traces is not None:
+            for subject in timeline_subjects(self._group):
+                path = traces / f"{file_name(self._group.label)}-{file_name(subject.label)}.trace.json"
+                if not path.exists() and not self._journal.failed(self._group.label, subject.label):
+                    self._say(f"{self._group.label}: timeline of {subject.label}")
+                    self._trace(subject, path)
+
+    # --- the board
+
+    def _set_board(self) -> str:
+        """Set what the regime asks for, until the stack ends; what was set, in words."""
+        regime, directory = self._group.regime, self._model.directory
+        texts = []
+        rate = regime.per_reader
+        if regime.factor is not None:
+            assert self._reference is not None
+            compute_s = self._reference.first_s()
+            rate = reader_rate(self._model.facts.nbytes, compute_s, regime.factor)
+            texts.append(
+                f"computing takes {compute_s:.3f} s with all weights in memory, so each reader (a loader; or a "
+                f"backend that reads by itself, all its threads together) is capped at {rate / 1e6:.0f} MB/s"
+            )
+        elif rate is not None:
+            texts.append(f"each reader is capped at {rate / 1e6:.0f} MB/s")
+        self._rate = rate
+        if rate is not None:
+            count = max([1, *(subject.loaders for subject in self._group.subjects)])
+            self._readers = [self._stack.enter_context(board.read_cap(directory, rate)) for _ in range(count)]
+            self._disk = [self._stack.enter_context(board.read_cap(directory, rate))]
+        elif regime.total is not None:
+            self._disk = [self._stack.enter_context(board.read_cap(directory, regime.total))]
+            texts.append(f"all reads together are capped at {regime.total / 1e6:.0f} MB/s")
+        else:
+            texts.append("the disk as it is")
+        knob = board.read_ahead_knob(directory)
+        if regime.read_ahead_kib is not None:
+            self._stack.enter_context(board.setting(knob, str(regime.read_ahead_kib)))
+        if knob.exists():
+            texts.append(f"kernel read-ahead {knob.read_text().strip()} KiB")
+        if self._group.cgroup is not None:
+            with board.memory_limit(self._group.cgroup):
+                pass  # now rather than after the first round
+        return "; ".join(texts)
+
+    def _groups(self, subject: Subject) -> list[ControlGroup]:
+        if self._group.cgroup is None:
+            return self._disk
+        if subject not in self._limits:
+            self._limits[subject] = self._stack.enter_context(board.memory_limit(self._group.cgroup))
+        return [*self._disk, self._limits[subject]]
+
+    # --- one row
+
+    def _measure(self, subject: Subject, number: int) -> Sample:
+        sample = Sample(self._group.label, subject.label, number)
+        if subject.backend == "llama.cpp":
+            return self._measure_llama(subject, sample)
+        for _ in range(TRIES):
+            try:
+                return self._measure_worker(subject, sample)
+            except WorkerLost as error:
+                self._workers.pop(subject).__exit__(None, None, None)
+                text = str(error) + self._why_killed(subject)
+            if subject.backend != "accelerate" or number or not self._cpu_nbytes.get(subject):
+                break
+            self._cpu_nbytes[subject] *= YIELDING
+        return replace(sample, failed=text)
+
+    def _measure_worker(self, subject: Subject, sample: Sample) -> Sample:
+        if subject not in self._workers:
+            self._workers[subject] = self._start(subject)
+        running = self._workers[subject]
+        opened = running.ask("open")
+        if "failed" in opened:
+            return replace(sample, failed=opened["failed"])
+        self._place_loaders(running)
+        cached = board.evict(self._model.files)
+        first = running.ask("first")
+        if "failed" in first:
+            return replace(sample, failed=first["failed"])
+        count = self._wanted.new_tokens if first["kind"] == "tokens" else AGAIN
+        again = running.ask("steady", count)
+        if "failed" in again:
+            return replace(sample, failed=again["failed"])
+        running.ask("close")
+        note = f"{100 * cached:.0f} % of its files could not be evicted" if cached > WARM else ""
+        if subject.backend == "accelerate":
+            note = f"accelerate {opened['version']}, {self._cpu_nbytes[subject] / 1e6:.0f} MB kept, the rest on disk"
+        return replace(
+            sample, note=note, kind=first["kind"], first_s=first["seconds"], load_s=first["load_s"],
+            first_stalled_s=first["stalled_s"] if subject.backend != "sequential" else first["load_s"],
+            first_nbytes=first["nbytes"], steady_s=statistics.median(again["each"]),
+            steady_stalled=again["stalled_s"] / again["seconds"], steady_nbytes=again["nbytes"] / count,
+            weight_nbytes=max(first["weight_nbytes"], again["weight_nbytes"]), threads=opened["threads"],
+            slots=opened.get("slots", 0), slot_nbytes=opened.get("slot_nbytes", 0),
+            needed_nbytes=opened.get("needed_nbytes", 0),
+        )  # fmt: skip
+
+    def _measure_llama(self, subject: Subject, sample: Sample) -> Sample:
+        binary, gguf, wanted = self._others.llama_bench, self._others.gguf, self._wanted
+        if binary is None or gguf is None:
+            return replace(sample, failed="needs --llama-bench and --gguf")
+        board.evict([*self._model.files, gguf])
+        words = peers.llama_command(binary, gguf, wanted.tokens, wanted.new_tokens, wanted.threads)
+        try:
+            found = peers.run_llama(words, self._groups(subject))
+        except peers.PeerFailed as error:
+            return replace(sample, failed=f"{error}{self._why_killed(subject)}")
+        return replace(
+            sample, kind="tokens", first_s=found.first_s, steady_s=found.token_s, threads=found.threads,
+            needed_nbytes=found.nbytes, note=f"llama.cpp {found.build}, from the start of its process",
+        )  # fmt: skip
+
+    def _why_killed(self, subject: Subject) -> str:
+        limit = self._limits.get(subject)
+        if limit is None or not board.oom_kills(limit):
+            return ""
+        return f" by the kernel: more memory than the cgroup's {(self._group.cgroup or 0) >> 20} MiB"
+
+    def _start(self, subject: Subject, trace: Path | None = None) -> WorkerProcess:
+        settings = worker_settings(self._wanted, self._model, subject)
+        if trace is not None:
+            settings["trace"] = str(trace)
+        if subject.backend == "accelerate":
+            limit = self._group.cgroup or next((one for one in self._wanted.memory if one is not None), None)
+            whole = 2 * self._model.facts.nbytes
+            default = whole if limit is None else max(1 << 20, limit - BESIDE_ACCELERATE)
+            settings["cpu_nbytes"] = self._cpu_nbytes.setdefault(subject, default)
+            python = self._others.accelerate_python
+            if python is not None:
+                words = [str(python), str(Path(worker_module.__file__)), json.dumps(settings)]
+                return WorkerProcess(words, self._groups(subject), path="")
+        return WorkerProcess(worker_words(settings), self._groups(subject))
+
+    def _place_loaders(self, running: WorkerProcess) -> None:
+        """Each loader among those who read at a rate of their own."""
+        if self._readers:
+            for group, pid in zip(self._readers, running.loaders(), strict=False):
+                group.enter(pid)
+
+    def _end_workers(self) -> None:
+        for running in self._workers.values():
+            running.__exit__(None, None, None)
+        self._workers.clear()
+
+    def _peak(self, subject: Subject) -> PeakSample:
+        """A run of its own, in a fresh process and a fresh memory group, with its memory sampled."""
+        nothing = PeakSample(self._group.label, subject.label)
+        self._limits.pop(subject, None)
+        peak = Peak()
+        failed = ""
+        with self._start(subject) as running:
+            try:
+                with sampling(running) as peak:
+                    for order in ("open", "first", "steady"):
+                        answer = running.ask(order, *([AGAIN] if order == "steady" else []))
+                        if "failed" in answer:
+                            failed = answer["failed"]
+                            break
+                        board.evict(self._model.files)
+            except WorkerLost as error:
+                failed = str(error)
+        limit = self._limits.get(subject)
+        charged = None if limit is None else int(limit.read("memory.max_usage_in_bytes"))
+        kills = 0 if limit is None else board.oom_kills(limit)
+        return replace(
+            nothing, total_nbytes=peak.total_nbytes, beside_nbytes=peak.beside_nbytes, charged_nbytes=charged,
+            oom_kills=kills, failed=failed,
+        )  # fmt: skip
+
+    def _trace(self, subject: Subject, path: Path) -> None:
+        with self._start(subject, path) as running, contextlib.suppress(WorkerLost):
+            if "failed" in running.ask("open"):
+                return
+            self._place_loaders(running)
+            board.evict(self._model.files)
+            running.ask("first")
+            running.ask("steady", 1)
+            running.ask("close")
+
+    def __enter__(self) -> _GroupRun:
+        return self
+
+
+def timeline_subjects(group: Group) -> list[Subject]:
+    """Those a timeline is drawn of: pipeline, and pipeload with the most loaders and the smallest budget."""
+    found = [subject for subject in group.subjects if subject.backend == "pipeline"]
+    streamed = [subject for subject in group.subjects if subject.backend == "pipeload"]
+    if streamed:
+        found.append(max(streamed, key=lambda subject: (subject.loaders, -(subject.memory or 2**60))))
+    return [subject for subject in found if subject.backend in OURS]
+
+
+def file_name(label: str) -> str:
+    """A label as a file name."""
+    return "-".join("".join(letter if letter.isalnum() or letter == "." else " " for letter in label).split())
