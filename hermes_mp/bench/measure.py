@@ -109,7 +109,7 @@ class _GroupRun:
             self._journal.keep(self._peak(subject))
         if traces is not None:
             for subject in timeline_subjects(self._group):
-                path = traces / f"{file_name(self._group.label)}-{file_name(subject.label)}.trace.json"
+                path = traces / f"{self._group.word}-{subject.word}.trace.json"
                 if not path.exists() and not self._journal.failed(self._group.label, subject.label):
                     self._say(f"{self._group.label}: timeline of {subject.label}")
                     self._trace(subject, path)
@@ -298,8 +298,3 @@ def timeline_subjects(group: Group) -> list[Subject]:
     if streamed:
         found.append(max(streamed, key=lambda subject: (subject.loaders, -(subject.memory or 2**60))))
     return [subject for subject in found if subject.backend in OURS]
-
-
-def file_name(label: str) -> str:
-    """A label as a file name."""
-    return "-".join("".join(letter if letter.isalnum() or letter == "." else " " for letter in label).split())

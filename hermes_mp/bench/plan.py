@@ -7,7 +7,7 @@ process, file or clock.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 MODES = ("resident", "sequential", "pipeline", "pipeload")
 PEERS = ("accelerate", "llama.cpp")
@@ -49,6 +49,17 @@ class Regime:
             text = "disk as it is"
         return text if self.read_ahead_kib is None else f"{text}, read-ahead {self.read_ahead_kib} KiB"
 
+    @property
+    def word(self) -> str:
+        """The label, short enough for the name of a file."""
+        if self.read_ahead_kib is not None:
+            return f"readahead-{self.read_ahead_kib}"
+        if self.factor is not None:
+            return f"{self.factor:g}x-per-reader"
+        if self.per_reader is not None:
+            return f"{self.per_reader / 1e6:g}MBps-per-reader"
+        return "as-is" if self.total is None else f"{self.total / 1e6:g}MBps"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -63,6 +74,10 @@ class Subject:
         loaders = f"-{self.loaders}" if self.backend in OURS else ""
         return self.backend + loaders + ("" if self.memory is None else f" {self.memory / 2**20:.0f} MiB")
 
+    @property
+    def word(self) -> str:
+        return self.label.replace(" ", "-")
+
 
 @dataclass(frozen=True)
 class Group:
@@ -76,7 +91,17 @@ class Group:
     @property
     def label(self) -> str:
         limit = "" if self.cgroup is None else f", each row in a memory cgroup of {self.cgroup / 2**20:.0f} MiB"
-        return f"{self.model}, {self.regime.label}{limit}"
+        return f"{self.name}, {self.regime.label}{limit}"
+
+    @property
+    def name(self) -> str:
+        """Of the model, without the folder."""
+        return self.model.rstrip("/").rpartition("/")[2]
+
+    @property
+    def word(self) -> str:
+        """The label, short enough for the name of a file."""
+        return f"{self.name}-{self.regime.word}" + ("" if self.cgroup is None else f"-{self.cgroup >> 20}MiB")
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,6 @@ class Wanted:
     batch: int = 1
     threads: int | None = None
     dtype: str = "auto"
-    extra: dict[str, str] = field(default_factory=dict)
 
     def regimes(self) -> Iterator[Regime]:
         for total in self.disks:

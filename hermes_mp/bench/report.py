@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from hermes_mp.bench import plots
-from hermes_mp.bench.measure import file_name, timeline_subjects
+from hermes_mp.bench.measure import timeline_subjects
 from hermes_mp.bench.models import Model
 from hermes_mp.bench.plan import Group, Wanted
 from hermes_mp.bench.rows import Journal, Row, rows_of
@@ -75,13 +75,13 @@ class Report:
 
     def _draw(self, pyplot: object, group: Group) -> list[Path]:
         assert self._folder is not None
-        rows, name = self.rows(group), file_name(group.label)
+        rows, name = self.rows(group), group.word
         made = plots.by_mode(pyplot, group.label, rows, self._folder / f"{name}-modes")
         made += plots.against_budget(pyplot, group.label, rows, self._folder / f"{name}-budget")
         for subject in timeline_subjects(group):
-            trace = self._folder / f"{name}-{file_name(subject.label)}.trace.json"
+            trace = self._folder / f"{name}-{subject.word}.trace.json"
             if trace.exists():
-                path = self._folder / f"{name}-{file_name(subject.label)}-timeline"
+                path = self._folder / f"{name}-{subject.word}-timeline"
                 made += plots.timeline(pyplot, f"{subject.label}: {group.label}, one pass from cold", trace, path)
         return made
 

@@ -148,14 +148,14 @@ class Journal:
             self._write("header", header)
 
     def keep(self, measured: Sample | PeakSample | GroupNote) -> None:
-        self._file(measured)
+        self._remember(measured)
         self._write(type(measured).__name__, asdict(measured))
 
     def failed(self, group: str, subject: str) -> str:
         """Why this row is not measured any more; empty where it is."""
         return next((s.failed for (g, u, _), s in self.samples.items() if (g, u) == (group, subject) and s.failed), "")
 
-    def _file(self, measured: Sample | PeakSample | GroupNote) -> None:
+    def _remember(self, measured: Sample | PeakSample | GroupNote) -> None:
         if isinstance(measured, Sample):
             self.samples[measured.group, measured.subject, measured.round] = measured
         elif isinstance(measured, PeakSample):
@@ -184,7 +184,7 @@ class Journal:
             kind: Any = kinds.get(what or "")
             if kind is not None:
                 known = {one.name for one in fields(kind)}
-                self._file(kind(**{name: value for name, value in values.items() if name in known}))
+                self._remember(kind(**{name: value for name, value in values.items() if name in known}))
         path.write_text(kept, encoding="utf-8")
 
 
@@ -209,7 +209,7 @@ def rows_of(group: Group, facts: ModelFacts, journal: Journal, tokens: int, batc
 
 
 def _failed(group: Group, facts: ModelFacts, subject: Subject, sample: Sample) -> Row:
-    return _empty(group, facts, subject, FIRST, True, failed=sample.failed)
+    return _empty(group, facts, subject, "", True, failed=sample.failed)
 
 
 def _empty(

@@ -22,7 +22,7 @@ COLUMNS: dict[str, Cell] = {
     "loaders": lambda row: str(row.loaders or ""),
     "budget MiB": lambda row: _of(row.budget_nbytes, ".0f", 1 / 2**20),
     "test": lambda row: row.test,
-    "s": lambda row: f"**{row.failed}**" if row.failed else _of(row.seconds, ".3f"),
+    "s": lambda row: "**failed**" if row.failed else _of(row.seconds, ".3f"),
     "t/s": lambda row: _of(row.per_s, ".2f" if (row.per_s or 0) < 100 else ".0f"),
     "vs pipeline": lambda row: _of(row.speedup, ".2f", 1, "x"),
     "possible": lambda row: _of(row.possible_speedup, ".2f", 1, "x") if row.loaders else "",
@@ -42,7 +42,7 @@ COLUMNS: dict[str, Cell] = {
     "compute s": lambda row: _of(row.compute_s, ".3f"),
     "limit s": lambda row: _of(row.limit_s, ".3f") + (f" ({row.limit_by})" if row.limit_s else ""),
     "x limit": lambda row: _of(row.over_limit, ".2f"),
-    "note": lambda row: row.note,
+    "note": lambda row: row.failed or row.note,
 }
 LEFT = {"backend", "test", "note"}
 OPTIONAL = {"budget MiB", "cgroup MB", "load s", "note", "vs pipeline", "possible", "saved", "beside MB"}
