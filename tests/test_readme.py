@@ -22,7 +22,7 @@ FOLDERS = {
     "hermes_mp/cli": "hermes-launch, hermes-bench",
     "benchmarks": "scripts that print the figures above",
     "cluster": "what a board needs",
-    "docs": "the JSON of --json, the exit codes",
+    "docs": "the JSON of --json, the exit codes, hermes-bench",
     "launch": "ready runs, one TOML each",
     "tests": "one folder per part; faults/ kills real processes, slow/ runs real sizes",
 }
