@@ -42,6 +42,7 @@ def load(
     dtype: str = "auto",
     count_caller: bool = True,
     _slots: int | None = None,
+    _room: int | None = None,
     _eager: bool = True,
     _trace: str | None = None,
 ) -> Any:
@@ -66,7 +67,7 @@ def load(
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
     behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
     try:
-        made = _build(config, checkpoint, behind, count_caller)
+        made = _build(config, checkpoint, behind, count_caller, _room)
     except BaseException:
         behind.close()
         raise
@@ -74,12 +75,14 @@ def load(
     return made
 
 
-def _build(config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool) -> Any:
+def _build(
+    config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None
+) -> Any:
     from hermes_mp.models.footprint import check_call, check_generate
     from hermes_mp.models.prepare import prepare, settle
     from hermes_mp.models.streamed import stream
 
-    prepared = prepare(checkpoint, config.dtype, config.context, config.batch)
+    prepared = prepare(checkpoint, config.dtype, config.context, config.batch, room=room)
     behind.supply.use(prepared.division.list)
     footprint = prepared.footprint
     limited = config.memory is not None

@@ -118,11 +118,23 @@ class LoaderFailed:
 
 @dataclass(frozen=True)
 class UnitReady:
-    """The unit lies complete in the arena from byte `base`; it is compute's until its `UnitDone`."""
+    """The unit lies complete in the arena from byte `base`; it is compute's until its `UnitDone`.
+
+    `keep`: a resident, which compute keeps for the passes to come, without a word, until `RecallUnit`.
+    """
 
     ticket: Ticket
     unit: UnitNo
     base: int
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class RecallUnit:
+    """Return this unit, which was to be kept, as soon as nothing uses it."""
+
+    ticket: Ticket
+    unit: UnitNo
 
 
 @dataclass(frozen=True)
@@ -308,7 +320,7 @@ class ComputeFailed:
 
 ToLoader = OpenFile | LoadUnit | StopLoader
 FromLoader = LoaderStarted | UnitLoaded | LoadFailed | LoaderFailed
-ToCompute = UnitReady | UnitFailed | SlotsDivided | RunRequest | StopCompute
+ToCompute = UnitReady | RecallUnit | UnitFailed | SlotsDivided | RunRequest | StopCompute
 FromCompute = (
     ComputeStarted | FileNamed | UnitDescribed | UnitsDescribed | AskUnit | UnitDone | RowsRead
     | PassForecast | PassStarted | PassEnded | Progress | TextStreamed | RequestAnswered | RequestFailed | ComputeFailed

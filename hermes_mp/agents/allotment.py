@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 
 from hermes_mp.core.budget import MIN_SLOTS, Needs, share_out
 from hermes_mp.core.unitlist import UnitList
@@ -22,6 +23,7 @@ class Allotment:
         self.slot_nbytes = self.reserve_nbytes = 0
         self.missing = 0
         self._arena, self._budget, self._loaders, self._fixed = arena, budget, loaders, fixed
+        self._pages = _SharedPages(arena, mmap.PAGESIZE)
 
     @property
     def planned(self) -> int:
@@ -33,15 +35,16 @@ class Allotment:
         What is `remembered` of compute may be less than it takes today (another tokenizer, a library that another
         process had mapped): then a window's worth at most, and one slot less than there would be room for.
         """
-        nbytes = units.slot_nbytes
-        granule = self._arena.granule if nbytes >= 4 * self._arena.granule else mmap.PAGESIZE
-        nbytes = -(-nbytes // granule) * granule
-        share = share_out(self._budget, needs, len(units.units), nbytes, self._loaders)
+        nbytes = -(-units.slot_nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        granule = self._arena.granule if nbytes >= self._arena.granule else mmap.PAGESIZE
+        share = share_out(self._budget, needs, len(units.units), nbytes, self._loaders, granule - mmap.PAGESIZE)
         count = share.slots if self._fixed is None else min(self._fixed, len(units.units))
         if remembered and self._budget is not None:
             count = max(min(count, MIN_SLOTS), min(count - 1, self._loaders + 1))
         if nbytes:
             count = min(count, self._arena.nbytes // nbytes)
+        if not self.bases:
+            self._pages = _SharedPages(self._arena, granule)
         self.slot_nbytes, self.reserve_nbytes = nbytes, share.reserve
         self.missing = max(0, count - len(self.bases))
         return count
@@ -50,16 +53,48 @@ class Allotment:
         """Give the next missing slot its memory. Raises OutOfMemory; then no more are missing."""
         slot = next(SlotNo(number) for number in range(len(self.bases) + 1) if SlotNo(number) not in self.bases)
         wanted, self.missing = self.missing, 0
-        self._arena.allocate(slot * self.slot_nbytes, self.slot_nbytes)
+        self._pages.take(slot * self.slot_nbytes, self.slot_nbytes)
         self.missing = wanted - 1
         self.bases[slot] = slot * self.slot_nbytes
         return slot
 
     def remove(self, slot: SlotNo) -> None:
         """Take the slot's memory back; nothing may refer to it any more."""
-        self._arena.free(self.bases.pop(slot), self.slot_nbytes)
+        self._pages.give_back(self.bases.pop(slot), self.slot_nbytes)
 
     def clear(self) -> None:
         for slot in list(self.bases):
             self.remove(slot)
         self.missing = 0
+
+
+class _SharedPages:
+    """Slots lie side by side, so neighbours may share a huge page: it is taken with the first, freed with the last."""
+
+    def __init__(self, arena: Arena, granule: int) -> None:
+        self._arena, self._granule = arena, granule
+        self._slots: dict[int, int] = {}  # page -> how many slots lie on it
+
+    def take(self, base: int, nbytes: int) -> None:
+        """Raises OutOfMemory, having taken nothing."""
+        pages = self._pages(base, nbytes)
+        self._each(self._arena.allocate, [page for page in pages if page not in self._slots])
+        for page in pages:
+            self._slots[page] = self._slots.get(page, 0) + 1
+
+    def give_back(self, base: int, nbytes: int) -> None:
+        pages = self._pages(base, nbytes)
+        for page in pages:
+            self._slots[page] -= 1
+        free = [page for page in pages if not self._slots[page]]
+        for page in free:
+            del self._slots[page]
+        self._each(self._arena.free, free)
+
+    def _pages(self, base: int, nbytes: int) -> range:
+        return range(base // self._granule, -(-(base + nbytes) // self._granule))
+
+    def _each(self, act: Callable[[int, int], None], pages: list[int]) -> None:
+        if pages:  # side by side: only the first and the last page of a slot can belong to a neighbour too
+            base = pages[0] * self._granule
+            act(base, min((pages[-1] + 1) * self._granule, self._arena.nbytes) - base)

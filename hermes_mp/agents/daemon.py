@@ -28,6 +28,7 @@ from hermes_mp.core.pipeload import (
     NoLoadersLeft,
     Pipeload,
     ProgressSeen,
+    Recall,
     Refuse,
     SlotAdded,
     SlotsWanted,
@@ -57,6 +58,7 @@ from hermes_mp.messages import (
     LoadUnit,
     OpenFile,
     PassForecast,
+    RecallUnit,
     RunRequest,
     SlotsDivided,
     StopCompute,
@@ -450,7 +452,9 @@ class Daemon:
         elif isinstance(action, Announce):
             assert self.mind is not None
             self._leased[action.ticket] = (action.unit, self.mind.slots.all[action.slot].loaded_by)
-            self._to_compute(UnitReady(action.ticket, action.unit, self.slots.bases[action.slot]))
+            self._to_compute(UnitReady(action.ticket, action.unit, self.slots.bases[action.slot], action.keep))
+        elif isinstance(action, Recall):
+            self._to_compute(RecallUnit(action.ticket, action.unit))
         elif isinstance(action, Refuse):
             self._to_compute(UnitFailed(action.unit, action.exit_code, clip(action.text)))
         elif isinstance(action, Kill):

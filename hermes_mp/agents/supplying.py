@@ -22,6 +22,7 @@ from hermes_mp.messages import (
     PassEnded,
     PassStarted,
     Progress,
+    RecallUnit,
     RowsRead,
     RunRequest,
     SlotsDivided,
@@ -34,6 +35,7 @@ from hermes_mp.messages import (
     UnitsDescribed,
 )
 
+LOOK_S = 0.05  # a resident that is recalled goes within this time and one unit's
 TURN_S = 0.5  # how long one wait for a message lasts; a lost daemon ends it at once
 
 
@@ -48,6 +50,7 @@ class LinkedSupply:
         self._readers: dict[int, FileReader] = {}
         self._list = UnitList((), ())
         self._lost: HermesError | None = None
+        self._look_s = 0.0
         self._said = ""  # by a daemon that ends
         self.inbox: deque[RunRequest | StopCompute] = deque()
         self.divided: SlotsDivided | None = None
@@ -91,6 +94,10 @@ class LinkedSupply:
         number = UnitNo(unit)
         if self._lost is not None:
             raise self._lost
+        self._look()
+        if self._leasing.keeps(number):
+            self._act(self._leasing.begin(number, time.monotonic_ns()))
+            return self._leased(number)
         while self._receive(0.0):
             pass  # a guess that is already here costs no message
         self._act(self._leasing.want(number, time.monotonic_ns()))
@@ -104,6 +111,19 @@ class LinkedSupply:
             raise
         self._act(self._leasing.begin(number, time.monotonic_ns()))
         return ready.base
+
+    def _leased(self, unit: UnitNo) -> int:
+        ready = self._leasing.held(unit)
+        assert ready is not None
+        return ready.base
+
+    def _look(self) -> None:
+        """Hear from time to time what is recalled, where all that compute binds it keeps."""
+        now_s = time.monotonic()
+        if now_s >= self._look_s:
+            self._look_s = now_s + LOOK_S
+            while self._receive(0.0):
+                pass
 
     def release(self, unit: int, computed: bool) -> None:
         if self._lost is None:
@@ -163,7 +183,7 @@ class LinkedSupply:
             raise self._lost from None
         if message is None:
             return False
-        if isinstance(message, UnitReady):
+        if isinstance(message, UnitReady | RecallUnit):
             self._act(self._leasing.handle(message, time.monotonic_ns()))
         elif isinstance(message, UnitFailed):
             if self.divided is None:

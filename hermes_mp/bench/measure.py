@@ -141,6 +141,8 @@ class _GroupRun:
             texts.append(f"all reads together are capped at {regime.total / 1e6:.0f} MB/s")
         else:
             texts.append("the disk as it is")
+        if self._wanted.slot is not None:
+            texts.append(f"units of at most {self._wanted.slot / 2**20:.4g} MiB rather than layers")
         knob = board.read_ahead_knob(directory)
         if regime.read_ahead_kib is not None:
             self._stack.enter_context(board.setting(knob, str(regime.read_ahead_kib)))

@@ -123,6 +123,7 @@ class Wanted:
     batch: int = 1
     threads: int | None = None
     dtype: str = "auto"
+    slot: int | None = None
 
     def regimes(self) -> Iterator[Regime]:
         for total in self.disks:

@@ -96,6 +96,7 @@ def worker_settings(wanted: Wanted, model: Model, subject: Subject) -> dict[str,
         "batch": wanted.batch,
         "threads": wanted.threads,
         "dtype": wanted.dtype,
+        "room": wanted.slot,
     }
 
 

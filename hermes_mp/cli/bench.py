@@ -128,6 +128,7 @@ def wanted_of(options: argparse.Namespace) -> Wanted:
         batch=options.batch,
         threads=options.threads,
         dtype=options.dtype,
+        slot=_size_or_none(options.slot),
     )
 
 
@@ -142,6 +143,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--modes", default=",".join(MODES), metavar="MODE,..", help="(default: %(default)s)")
     what.add_argument("--loaders", default="1,2,4", metavar="N,..", help="of pipeload (default: %(default)s)")
     what.add_argument("--memory", default="none", metavar="SIZE,..", help="budgets of pipeload (default: %(default)s)")
+    what.add_argument(
+        "--slot", type=_size_text, default="none", metavar="SIZE",
+        help="units of ours are at most so large: layers are cut (default: a layer)",
+    )  # fmt: skip
     what.add_argument("--tokens", type=_count, default=32, metavar="N", help="of the input (default: %(default)s)")
     what.add_argument("--new-tokens", type=_count, default=8, metavar="N", help="generated (default: %(default)s)")
     what.add_argument("--batch", type=_count, default=1, metavar="ROWS", help="(default: %(default)s)")
@@ -241,6 +246,14 @@ def _count(text: str) -> int:
 
 def _size_or_none(text: str) -> int | None:
     return None if text == "none" else parse_size(text)
+
+
+def _size_text(text: str) -> str:
+    try:
+        _size_or_none(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a size such as 12MiB, or none, not {text!r}") from None
+    return text
 
 
 def _rate(text: str) -> float:

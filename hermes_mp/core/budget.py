@@ -40,9 +40,12 @@ class Share:
     reserve: int
 
 
-def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, loaders: int) -> Share:
+def share_out(
+    budget: int | None, needs: Needs, units: int, slot_nbytes: int, loaders: int, rounding: int = 0
+) -> Share:
     """The number of slots: what the budget leaves, at most one per unit; without a budget one more than loaders.
 
+    `rounding`: bytes that all slots together may take more, for the last huge page.
     Raises BudgetTooSmall with the smallest budget that would do.
     """
     if units == 0:
@@ -51,14 +54,15 @@ def share_out(budget: int | None, needs: Needs, units: int, slot_nbytes: int, lo
         return Share(min(units, max(loaders + 1, MIN_SLOTS)), slot_nbytes, max(needs.reserve, needs.wish))
     cost = slot_cost(slot_nbytes, loaders)
     least = min(units, MIN_SLOTS)
-    spare = budget - needs.total - least * cost
+    fixed = needs.total + rounding
+    spare = budget - fixed - least * cost
     if spare < 0:
-        smallest = needs.total + least * cost + RUNS_DIFFER_NBYTES
+        smallest = fixed + least * cost + RUNS_DIFFER_NBYTES
         raise BudgetTooSmall(
             f"--memory {_mib(budget)} is too small; the smallest budget for this model, context and batch is "
             f"{_mib(smallest)} (daemon {_mib(needs.daemon)}, {loaders} loaders {_mib(needs.loaders)}, compute "
             f"{_mib(needs.compute)}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
-            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES)})"
+            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES + rounding)})"
         )
     extra = min(spare, max(0, needs.wish - needs.reserve))
     return Share(min(least + (spare - extra) // cost, units), slot_nbytes, needs.reserve + extra)

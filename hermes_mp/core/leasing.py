@@ -2,7 +2,8 @@
 
 Around a module's forward the hooks call `want`, `begin`, `done`. The next unit is asked for as a guess while the
 present one computes; a wrong guess costs a read, never an answer: it is returned unused, at once where compute holds
-it already, else when it arrives. Compute is single-threaded: it waits for one unit at a time, but may hold several.
+it already, else when it arrives. A resident is kept once it was used: binding it again costs no message, until it is
+recalled. Compute is single-threaded: it waits for one unit at a time, but may hold several.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hermes_mp.errors import BudgetTooSmall, InvariantBroken
-from hermes_mp.messages import AskUnit, PassForecast, Ticket, UnitDone, UnitFailed, UnitNo, UnitReady
+from hermes_mp.messages import AskUnit, PassForecast, RecallUnit, Ticket, UnitDone, UnitFailed, UnitNo, UnitReady
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ Action = Send | GiveUp
 class _Lease:
     """A unit that compute holds; `binds` counts nested uses, 0 for a guess that came before it was wanted."""
 
-    __slots__ = ("asked_ns", "binds", "bound_ns", "ready")
+    __slots__ = ("asked_ns", "binds", "bound_ns", "keep", "ready", "used")
 
     def __init__(self, ready: UnitReady) -> None:
         self.ready = ready
         self.asked_ns: int | None = None
         self.bound_ns: int | None = None
         self.binds = 0
+        self.keep = ready.keep
+        self.used = False
 
 
 class Leasing:
@@ -62,6 +65,11 @@ class Leasing:
         lease = self._leases.get(unit)
         return None if lease is None else lease.ready
 
+    def keeps(self, unit: UnitNo) -> bool:
+        """Whether the unit is compute's without asking: call `begin` at once."""
+        lease = self._leases.get(unit)
+        return lease is not None and lease.keep
+
     def want(self, unit: UnitNo, now_ns: int) -> list[Action]:
         """Compute needs the unit now: return what it guessed wrong, and ask unless the unit is here.
 
@@ -71,7 +79,7 @@ class Leasing:
         actions: list[Action] = [
             self._return(lease, now_ns)
             for lease in list(self._leases.values())
-            if not lease.binds and lease.ready.unit != unit
+            if not (lease.binds or lease.keep) and lease.ready.unit != unit
         ]
         self._guess = None
         self._waiting, self._asked_ns, self._asked_again = unit, now_ns, False
@@ -82,7 +90,9 @@ class Leasing:
             self._arrived(lease)
         return actions
 
-    def handle(self, message: UnitReady | UnitFailed, now_ns: int) -> list[Action]:
+    def handle(self, message: UnitReady | RecallUnit | UnitFailed, now_ns: int) -> list[Action]:
+        if isinstance(message, RecallUnit):
+            return self._recalled(message, now_ns)
         if isinstance(message, UnitFailed):
             if message.unit != self._waiting:
                 return []  # of a wait that was given up
@@ -123,22 +133,45 @@ class Leasing:
         lease.binds += 1
         if lease.bound_ns is None:
             lease.bound_ns = now_ns
-        following = unit + 1
-        if following == (self._expected if unit < self._expected else self._units):
-            if not self._more:
-                return []
-            following = 0
-        guess = UnitNo(following)
-        if guess in self._leases:
+        if lease.keep and lease.used:
+            return []  # the unit after it was guessed when the last one was bound that is not kept
+        guess = self._following(unit)
+        if guess is None or guess in self._leases:
             return []
         self._guess = guess
         return [Send(AskUnit(guess, waiting=False))]
+
+    def _following(self, unit: UnitNo) -> UnitNo | None:
+        """The next unit in the predicted order that compute does not keep."""
+        following = unit
+        for _ in range(self._units):
+            following = UnitNo(following + 1)
+            if following == (self._expected if unit < self._expected else self._units):
+                if not self._more:
+                    return None
+                following = UnitNo(0)
+            if not self.keeps(following):
+                return following
+        return None
 
     def done(self, unit: UnitNo, now_ns: int, computed: bool = True) -> list[Action]:
         """The unit is unbound; `computed` is False where an exception came first. The outermost use returns it."""
         lease = self._of(unit)
         lease.binds -= 1
-        return [self._return(lease, now_ns, computed)] if lease.binds <= 0 else []
+        lease.used = lease.used or computed
+        if lease.binds > 0:
+            return []
+        if lease.keep:
+            lease.asked_ns = lease.bound_ns = None
+            return []
+        return [self._return(lease, now_ns, lease.used)]
+
+    def _recalled(self, recall: RecallUnit, now_ns: int) -> list[Action]:
+        lease = self._leases.get(recall.unit)
+        if lease is None or lease.ready.ticket != recall.ticket:
+            return []  # returned already
+        lease.keep = False
+        return [] if lease.binds else [self._return(lease, now_ns, lease.used)]
 
     def forecast(self, more: bool, units: int | None) -> list[Action]:
         """Whether another pass is expected after this one, and how many of the first units both need.

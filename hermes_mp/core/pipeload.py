@@ -2,8 +2,8 @@
 no arena and no process: events and the time go in, actions come out.
 
 `handle` applies a fact totally (late, repeated and old-epoch news are legal and change nothing), then the rules run
-in order of priority: announce, shrink, load what compute waits for, read ahead, refuse. None of them can enable an
-earlier one, so one round is all. `check` asserts the named invariants I1-I7; tests call it after every step.
+in order of priority: announce, recall, shrink, load what compute waits for, read ahead, refuse. None of them can enable
+an earlier one, so one round is all. `check` asserts the named invariants I1-I7; tests call it after every step.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from hermes_mp.core.pipeload_words import (
     LoaderGone,
     NoLoadersLeft,
     ProgressSeen,
+    Recall,
     Refuse,
     RemoveSlot,
     SlotAdded,
@@ -52,6 +53,7 @@ __all__ = [
     "LoaderGone",
     "NoLoadersLeft",
     "ProgressSeen",
+    "Recall",
     "Refuse",
     "RemoveSlot",
     "SlotAdded",
@@ -108,6 +110,9 @@ class Pipeload:
         self._position = 0  # the unit expected next; len(units) after the last
         self._demands: dict[UnitNo, _Demand] = {}  # the newest last
         self._guess: UnitNo | None = None
+        self._guessed: Slot | None = None  # what was announced on the last guess
+        self._divided = False  # residents may have been chosen anew since the last recall
+        self._recalled_ns = 0
         self._failed: set[UnitNo] = set()  # not read ahead again until demanded
         self._now_ns = 0
         self._moved_ns = 0  # when compute last asked for, got or returned something
@@ -129,6 +134,7 @@ class Pipeload:
             self._robbed.clear()
         self._apply(event, now_ns, actions)
         self._announce(now_ns, actions)
+        self._recall(actions)
         self._shrink(actions)
         self._load_demands(now_ns, actions)
         self._read_ahead(now_ns, actions)
@@ -140,7 +146,8 @@ class Pipeload:
         limits = self._limits
         times = list(self.loaders.deadlines_ns())
         if self._demands and self.slots.announced:
-            waits = self._moved_ns + limits.doubt_ns, self._moved_ns + limits.patience_ns
+            since = max(self._moved_ns, self._recalled_ns)
+            waits = since + limits.doubt_ns, since + limits.patience_ns
             times.extend(time_ns for time_ns in waits if time_ns > self._now_ns)
         return min(times, default=None)
 
@@ -206,16 +213,14 @@ class Pipeload:
             self._reach = len(self.units)
             self._divide()
         self._guess = None if event.waiting else unit
-        if not event.waiting:
+        if not event.waiting and self._guessed is not None:
             # Compute guesses the next unit when it binds one: so the one before was no idle guess.
-            before = self.slots.content.get(UnitNo(self._expected - 1 if unit == 0 else unit - 1))
-            if before is not None:
-                before.guess = False
+            self._guessed.guess, self._guessed = False, None
         slot = self.slots.content.get(unit)
         if slot is not None and slot.holds is ANNOUNCED:
             self._position, self._guess = unit + 1, None
             slot.guess = slot.guess and not event.waiting
-            actions.append(Announce(slot.ticket, unit, slot.number))
+            actions.append(Announce(slot.ticket, unit, slot.number, slot.kept))
         elif event.waiting:
             demand = self._demands.pop(unit) if unit in self._demands else _Demand()
             self._demands[unit] = demand  # the newest last
@@ -243,6 +248,7 @@ class Pipeload:
             count = min(count, self._slots_wanted)
         self.window = window_for(count, self._loaders_planned, self._window_planned)
         self.residents = choose_residents(self.units[: self._reach], count, self.window)
+        self._divided = True
 
     # --- rules, in order of priority
 
@@ -258,16 +264,35 @@ class Pipeload:
         if slot is None:
             return False
         if slot.holds is LOADED:
-            actions.append(Announce(self.slots.announce(slot, guess), unit, slot.number))
+            # Kept from its second use on: by then it is known that it was of use.
+            keep = slot.computed and unit in self.residents and not self._is_surplus()
+            actions.append(Announce(self.slots.announce(slot, guess, keep), unit, slot.number, keep))
             self._moved_ns = now_ns
+            if guess:
+                self._guessed = slot
         if self._position == unit:
             self._position = unit + 1
         return True
 
+    def _recall(self, actions: list[Action]) -> None:
+        """What compute keeps and is no resident any more."""
+        if self._divided:
+            self._divided = False
+            for slot in self.slots.announced.values():
+                if slot.kept and not slot.recalled and slot.unit not in self.residents:
+                    self._recall_slot(slot, actions)
+
+    def _recall_slot(self, slot: Slot, actions: list[Action]) -> None:
+        slot.recalled, self._recalled_ns = True, self._now_ns
+        actions.append(Recall(slot.ticket, slot.unit))
+
+    def _is_surplus(self) -> bool:
+        return self._slots_wanted is not None and len(self.slots.all) > self._slots_wanted
+
     def _shrink(self, actions: list[Action]) -> None:
         if self._slots_wanted is None or len(self.slots.all) <= self._slots_wanted:
             return
-        free = [slot for slot in self.slots.all.values() if slot.holds is EMPTY or slot.holds is LOADED]
+        free = [*self.slots.empty.values(), *self.slots.loaded.values()]
         free.sort(key=lambda slot: (slot.holds is LOADED, slot.unit in self.residents, -self._distance(slot.unit)))
         for slot in free[: len(self.slots.all) - self._slots_wanted]:
             if slot.holds is LOADED:
@@ -283,6 +308,17 @@ class Pipeload:
                 slot = self._slot_for_demand(unit, now_ns)
                 if slot is not None:
                     self._lend(slot, unit, now_ns, actions)
+                else:
+                    self._recall_for_demand(now_ns, actions)
+
+    def _recall_for_demand(self, now_ns: int, actions: list[Action]) -> None:
+        """Have a resident that compute keeps given back, where no other slot will come free; one at a time."""
+        doubt_ns = self._limits.doubt_ns
+        if self._others_will_come_free(now_ns) or now_ns - self._recalled_ns < doubt_ns:
+            return
+        kept = [slot for slot in self.slots.announced.values() if slot.kept and not slot.recalled]
+        if kept:
+            self._recall_slot(max(kept, key=lambda slot: self._distance(slot.unit)), actions)
 
     def _read_ahead(self, now_ns: int, actions: list[Action]) -> None:
         count, first = self._cycle(), self._position
@@ -309,8 +345,9 @@ class Pipeload:
         if not self._demands:
             return
         slots = self.slots
-        held_for_ns = now_ns - self._moved_ns
+        held_for_ns = now_ns - max(self._moved_ns, self._recalled_ns)
         all_held = len(slots.announced) == len(slots.all) > 0 and held_for_ns >= self._limits.patience_ns
+        all_held = all_held and not any(slot.kept and not slot.recalled for slot in slots.announced.values())
         for unit, demand in list(self._demands.items()):
             if demand.failures >= TRIES and unit not in slots.loading:
                 refusal = Refuse(unit, demand.exit_code, demand.text)
@@ -354,29 +391,30 @@ class Pipeload:
         return self._expected if self._position <= self._expected else len(self.units)
 
     def _residents_missing(self) -> bool:
-        return any(self._missing(unit) for unit in self.residents)
+        if all(map(self.slots.content.__contains__, self.residents)):
+            return False
+        return any(map(self._missing, self.residents))
 
     def _window_has_room(self) -> bool:
         """Streamed units together hold fewer slots than the window has; a second load of a resident is streamed."""
         slots = self.slots
-        held = sum(slot.holds is not EMPTY for slot in slots.all.values())
-        return held - sum(unit in slots.content or unit in slots.loading for unit in self.residents) < self.window
+        held = len(slots.all) - len(slots.empty)
+        residents = sum(map(slots.content.__contains__, self.residents))
+        residents += sum(unit in self.residents and unit not in slots.content for unit in slots.loading)
+        return held - residents < self.window
 
     def _candidates(self) -> tuple[Slot | None, Slot | None, Slot | None]:
         """An empty slot; the loaded streamed unit and the loaded resident that are needed latest."""
-        empty = streamed = resident = None
+        streamed = resident = None
         farthest_streamed = farthest_resident = -1
-        for slot in self.slots.all.values():
-            if slot.holds is EMPTY:
-                empty = empty or slot
-            elif slot.holds is LOADED:
-                distance = self._distance(slot.unit)
-                if slot.unit in self.residents:
-                    if distance > farthest_resident:
-                        resident, farthest_resident = slot, distance
-                elif distance > farthest_streamed:
-                    streamed, farthest_streamed = slot, distance
-        return empty, streamed, resident
+        for unit, slot in self.slots.loaded.items():
+            distance = self._distance(unit)
+            if unit in self.residents:
+                if distance > farthest_resident:
+                    resident, farthest_resident = slot, distance
+            elif distance > farthest_streamed:
+                streamed, farthest_streamed = slot, distance
+        return next(iter(self.slots.empty.values()), None), streamed, resident
 
     def _slot_for_guess(self, unit: UnitNo, distance: int) -> Slot | None:
         empty, streamed, _ = self._candidates()
@@ -393,18 +431,21 @@ class Pipeload:
             return empty if unit in self.residents or self._window_has_room() else streamed
         if empty is not None or streamed is not None:
             return empty or streamed
-        if resident is None or any(not slot.late for slot in self.slots.lent.values()):
+        if resident is None or self._others_will_come_free(now_ns):
             return None
-        if now_ns - self._moved_ns < self._limits.doubt_ns and any(
-            slot.guess for slot in self.slots.announced.values()
-        ):
-            return None  # compute returns a wrong guess as soon as it hears of it
         self._robbed = [
             "late" if slot.holds is LENT and slot.late else slot.holds.name
             for slot in self.slots.all.values()
             if slot.holds is not LOADED or slot.unit not in self.residents
         ]
         return resident
+
+    def _others_will_come_free(self, now_ns: int) -> bool:
+        """A load ends, or compute returns a wrong guess as soon as it hears of it."""
+        if any(not slot.late for slot in self.slots.lent.values()):
+            return True
+        guessed = self._guessed is not None and self._guessed.holds is ANNOUNCED and self._guessed.guess
+        return guessed and now_ns - self._moved_ns < self._limits.doubt_ns
 
     # --- for tests
 
@@ -431,4 +472,5 @@ class Pipeload:
             return True
         # A loader is idle: then there must be no slot to take, and one that somebody will give back.
         empty, streamed, _ = self._candidates()
-        return empty is None and streamed is None and bool(slots.lent or slots.announced)
+        coming = any(not slot.kept or slot.recalled for slot in slots.announced.values())
+        return empty is None and streamed is None and (coming or bool(slots.lent))

@@ -112,6 +112,15 @@ class Announce:
     ticket: Ticket
     unit: UnitNo
     slot: SlotNo
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Send `RecallUnit` to compute."""
+
+    ticket: Ticket
+    unit: UnitNo
 
 
 @dataclass(frozen=True)
@@ -139,4 +148,4 @@ class RemoveSlot:
     slot: SlotNo
 
 
-Action = Load | Announce | Refuse | Kill | RemoveSlot
+Action = Load | Announce | Recall | Refuse | Kill | RemoveSlot

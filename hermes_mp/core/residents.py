@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from hermes_mp.messages import UnitNo
 
+BITS = 16
+SIZES = 8  # classes of size: within one the spread counts, not the last byte
+
 
 def window_for(slots: int, loaders: int, window: int | None = None) -> int:
     """How many of `slots` slots streamed units share; by default one per loader and one that compute holds."""
@@ -20,16 +23,20 @@ def window_for(slots: int, loaders: int, window: int | None = None) -> int:
 def choose_residents(units: Sequence[int], slots: int, window: int) -> frozenset[UnitNo]:
     """The units (sizes in bytes, in predicted order) that are never evicted.
 
-    The order is cut into as many equal stretches as there are residents, so that the reads they save are spread
-    evenly and the loaders can keep the same distance everywhere; of each stretch the largest unit stays, because all
-    slots are equally large and the largest saves most. Equal ones: the last, which is needed latest when a pass starts.
+    All slots are equally large, so large units save most and come first. Among those of a size every further resident
+    lies far from the others: the reads they save are spread evenly, so that the loaders can keep the same distance
+    everywhere. One slot more adds one resident and moves none, so that memory can come and go at the price of its size.
     """
     count = len(units)
     if slots >= count:
         return frozenset(UnitNo(unit) for unit in range(count))
-    stay = max(0, slots - window)
-    chosen: list[UnitNo] = []
-    for index in range(stay):
-        stretch = range(index * count // stay, (index + 1) * count // stay)
-        chosen.append(UnitNo(max(stretch, key=lambda unit: (units[unit], unit))))
-    return frozenset(chosen)
+    largest = max(units, default=0) or 1
+    spread = sorted(_spread(count), key=lambda unit: -(units[unit] * SIZES // largest))
+    return frozenset(UnitNo(unit) for unit in spread[: max(0, slots - window)])
+
+
+def _spread(count: int) -> list[int]:
+    """All numbers below `count`; any first few lie evenly, and so do the others. The last comes first: a pass needs
+    it latest. By reversed bits, as van der Corput's sequence.
+    """
+    return sorted(range(count), key=lambda unit: f"{((count - 1 - unit) << BITS) // count:0{BITS}b}"[::-1])

@@ -30,7 +30,9 @@ NO_TICKET = Ticket(0)
 class Slot:
     """One slot; changed by `Slots` only, but for `late` and `guess`, which are the policy's notes on a tenure."""
 
-    __slots__ = ("computed", "guess", "holds", "late", "loaded_by", "nbytes", "number", "ticket", "unit")
+    __slots__ = (
+        "computed", "guess", "holds", "kept", "late", "loaded_by", "nbytes", "number", "recalled", "ticket", "unit",
+    )  # fmt: skip
 
     def __init__(self, number: SlotNo) -> None:
         self.number = number
@@ -42,6 +44,8 @@ class Slot:
         self.computed = False  # this content was computed with at least once
         self.late = False  # its loader makes no progress
         self.guess = False  # announced on a guess: compute may still return it unused
+        self.kept = False  # announced for good: compute returns it when it is recalled
+        self.recalled = False
 
     def __repr__(self) -> str:
         return f"slot {self.number}: {self.holds.value}, unit {self.unit}, ticket {self.ticket}"
@@ -52,6 +56,8 @@ class Slots:
 
     def __init__(self) -> None:
         self.all: dict[SlotNo, Slot] = {}
+        self.empty: dict[SlotNo, Slot] = {}
+        self.loaded: dict[UnitNo, Slot] = {}  # complete, and not announced
         self.lent: dict[Ticket, Slot] = {}
         self.announced: dict[Ticket, Slot] = {}
         self.content: dict[UnitNo, Slot] = {}  # complete units, loaded or announced: at most one slot each
@@ -65,15 +71,16 @@ class Slots:
         return self._bytes_wasted + sum(slot.nbytes for slot in self.content.values() if not slot.computed)
 
     def add(self, number: SlotNo) -> None:
-        self.all[number] = Slot(number)
+        self.all[number] = self.empty[number] = Slot(number)
 
     def remove(self, slot: Slot) -> None:
         self._expect(slot, EMPTY)
-        del self.all[slot.number]
+        del self.all[slot.number], self.empty[slot.number]
 
     def lend(self, slot: Slot, unit: UnitNo) -> Ticket:
         self._expect(slot, EMPTY)
         slot.holds, slot.unit, slot.ticket, slot.late = LENT, unit, self._new_ticket(), False
+        del self.empty[slot.number]
         self.lent[slot.ticket] = slot
         self.loading.setdefault(unit, []).append(slot)
         return slot.ticket
@@ -87,16 +94,17 @@ class Slots:
             self._clear(slot)
             return
         slot.holds, slot.loaded_by, slot.nbytes, slot.computed = LOADED, slot.ticket, nbytes, False
-        self.content[slot.unit] = slot
+        self.content[slot.unit] = self.loaded[slot.unit] = slot
 
     def drop(self, slot: Slot) -> None:
         """The load failed, or its loader is gone."""
         self._end_load(slot)
         self._clear(slot)
 
-    def announce(self, slot: Slot, guess: bool) -> Ticket:
+    def announce(self, slot: Slot, guess: bool, keep: bool = False) -> Ticket:
         self._expect(slot, LOADED)
-        slot.holds, slot.ticket, slot.guess = ANNOUNCED, self._new_ticket(), guess
+        del self.loaded[slot.unit]
+        slot.holds, slot.ticket, slot.guess, slot.kept = ANNOUNCED, self._new_ticket(), guess, keep
         self.announced[slot.ticket] = slot
         return slot.ticket
 
@@ -104,12 +112,13 @@ class Slots:
         """Compute is done with it; the content stays, so that a repeated unit costs no read."""
         self._expect(slot, ANNOUNCED)
         del self.announced[slot.ticket]
-        slot.holds, slot.guess = LOADED, False
+        self.loaded[slot.unit] = slot
+        slot.holds, slot.guess, slot.kept, slot.recalled = LOADED, False, False, False
         slot.computed = slot.computed or computed
 
     def evict(self, slot: Slot) -> None:
         self._expect(slot, LOADED)
-        del self.content[slot.unit]
+        del self.content[slot.unit], self.loaded[slot.unit]
         if not slot.computed:
             self._bytes_wasted += slot.nbytes
         self._clear(slot)
@@ -125,6 +134,7 @@ class Slots:
     def _clear(self, slot: Slot) -> None:
         slot.holds, slot.unit, slot.ticket, slot.loaded_by = EMPTY, NO_UNIT, NO_TICKET, NO_TICKET
         slot.nbytes, slot.computed, slot.late = 0, False, False
+        self.empty[slot.number] = slot
 
     def _new_ticket(self) -> Ticket:
         self._last_ticket += 1
@@ -143,7 +153,11 @@ class Slots:
             as_lent = self.lent.get(ticket) is slot and slot in self.loading.get(unit, ())
             as_content = self.content.get(unit) is slot
             as_announced = self.announced.get(ticket) is slot
-            if (as_lent, as_content, as_announced) != _INDEXED[holds]:
+            as_empty, as_loaded = self.empty.get(slot.number) is slot, self.loaded.get(unit) is slot
+            if (as_lent, as_content, as_announced) != _INDEXED[holds] or (as_empty, as_loaded) != (
+                holds is EMPTY,
+                holds is LOADED,
+            ):
                 raise InvariantBroken(f"I2 a slot has one owner: {slot} is indexed otherwise")
             if holds is ANNOUNCED and not NO_TICKET < slot.loaded_by < ticket:
                 raise InvariantBroken(f"I3 bound implies allocated and loaded: {slot}")

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from hermes_mp.errors import NeedsAllWeights
+from hermes_mp.models.division import Bound, Division, Piece
 from hermes_mp.models.placeholder import Placeholder
 from hermes_mp.models.skeleton import Source
 from hermes_mp.models.supply import Supply
-from hermes_mp.models.units import Bound, Division, Piece
 
 Check = Callable[[dict[str, Any]], None]
 
@@ -37,7 +37,6 @@ class Binder:
         self.lock = threading.RLock()
         self.check_call = check_call
         self.passes_left: int | None = None
-        self._last_piece = {unit: id(piece) for unit, piece in division.last_piece().items()}
         self._layouts = division.layouts
         self._ends = division.ends
         start = torch.frombuffer(supply.buffer, dtype=torch.uint8).data_ptr()
@@ -154,7 +153,7 @@ class Binder:
     def unbind(self, piece: Piece, placeholders: list[tuple[Bound, Placeholder]], complete: bool) -> None:
         for bound, placeholder in placeholders:
             bound.module._parameters[bound.leaf] = placeholder  # type: ignore[assignment]
-        self.drop(piece.unit, not complete or self._last_piece[piece.unit] == id(piece))
+        self.drop(piece.unit, not complete or piece.ends_unit)
 
 
 def weight_at(buffer: Any, offset: int, shape: tuple[int, ...], source: Source) -> nn.Parameter:

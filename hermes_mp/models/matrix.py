@@ -1,4 +1,4 @@
-"""The big two: an embedding matrix gathered by rows, a vocabulary head streamed in blocks of rows.
+"""Matrices that stay out of their modules: an embedding gathered by rows, a linear map streamed in blocks of rows.
 
 Both give the bits of the whole matrix: a row is copied as it is, and a block of a multiple of 64 rows is multiplied
 by the same kernels in the same order. Knows the supply, not the processes behind it.
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from hermes_mp.core.layout import ALIGN, split_rows
+from hermes_mp.errors import NeedsAllWeights
 from hermes_mp.models.binding import Binder, as_loaded, byte_view, memory_like, weight_at
-from hermes_mp.models.units import ROWS_MULTIPLE, Block, Matrix
+from hermes_mp.models.division import ROWS_MULTIPLE, Block, Matrix
 
 UNFORESEEN_NBYTES = 4 << 20
 
@@ -54,18 +55,21 @@ class SuppliedMatrix:
     def _linear(self, inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """`inputs @ matrix.T + bias`, block by block.
 
-        `inputs` is made a fresh 2-D tensor: a slice such as `h[:, -1:, :]` makes torch copy the whole weight.
+        `inputs` that do not lie row after row are made a fresh 2-D tensor: a slice such as `h[:, -1:, :]` makes torch
+        copy the whole weight.
         """
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            raise NeedsAllWeights("an input requires grad, but gradients need every layer's weights kept")
         rows, columns = self._matrix.source.info.shape
         flat = inputs.reshape(-1, columns)
-        if inputs.dim() != 2 or not inputs.is_contiguous() or flat.stride() != (columns, 1):
+        if inputs.stride() != contiguous_strides(inputs.shape):  # is_contiguous() ignores dimensions of size 1
             flat = torch.empty((flat.shape[0], columns), dtype=inputs.dtype).copy_(flat)
         fused = inputs.dim() == 2 or _computed_as(inputs).is_contiguous()
         out: torch.Tensor | None = None
         for block in self._matrix.blocks or self._unforeseen():
             base, buffer = self._hold(block)
             try:
-                weight = weight_at(buffer, base + block.at, (block.last - block.first, columns), self._matrix.source)
+                weight = weight_at(buffer, base + block.at, (block.rows, columns), self._matrix.source)
                 added = None if bias is None else bias[block.first : block.last]
                 with as_loaded():
                     part = F.linear(flat, weight, added if fused else None)
@@ -74,9 +78,9 @@ class SuppliedMatrix:
                 del weight
             finally:
                 if block.unit >= 0:
-                    self._binder.drop(block.unit, True)
+                    self._binder.drop(block.unit, block.ends_unit)
             if out is None:
-                out = part if block.last - block.first == rows else part.new_empty((flat.shape[0], rows))
+                out = part if block.rows == rows else part.new_empty((flat.shape[0], rows))
             if out is not part:
                 out[:, block.first : block.last] = part
         assert out is not None
@@ -87,8 +91,8 @@ class SuppliedMatrix:
         if block.unit >= 0:
             return self._binder.hold(block.unit), self._binder.supply.buffer
         info = self._matrix.source.info
-        row_nbytes = info.nbytes // info.shape[0]
-        offset, nbytes = info.begin + block.first * row_nbytes, (block.last - block.first) * row_nbytes
+        row_nbytes = self._matrix.row_nbytes
+        offset, nbytes = info.begin + block.first * row_nbytes, block.rows * row_nbytes
         memory = memory_like(offset, nbytes)
         with self._binder.lock:
             self._binder.supply.read_rows(self._matrix.source.file, [(offset, nbytes)], memory)
@@ -98,8 +102,18 @@ class SuppliedMatrix:
         """Blocks of no unit: the trace saw this matrix looked up only. Right, but not read ahead."""
         rows, columns = self._matrix.source.info.shape
         room = max(UNFORESEEN_NBYTES, 2 * ALIGN + ROWS_MULTIPLE * columns * 4)
-        split = split_rows(rows, self._matrix.source.info.nbytes // rows, room, ROWS_MULTIPLE)
+        split = split_rows(rows, self._matrix.row_nbytes, room, ROWS_MULTIPLE)
         return [Block(-1, first, last, 0) for first, last in split]
+
+
+def contiguous_strides(shape: torch.Size) -> tuple[int, ...]:
+    """The strides of a tensor of this shape whose elements lie one after the other, and nothing else."""
+    strides: list[int] = []
+    step = 1
+    for extent in reversed(shape):
+        strides.insert(0, step)
+        step *= extent
+    return tuple(strides)
 
 
 def _computed_as(inputs: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 
 from hermes_mp.errors import ContextTooLong
 from hermes_mp.host.checkpoint import Checkpoint
+from hermes_mp.models.division import Division, cast_nbytes
 from hermes_mp.models.footprint import DEFAULT_CONTEXT, Footprint, measure, model_maximum
 from hermes_mp.models.skeleton import Skeleton, build_skeleton
-from hermes_mp.models.trace import trace_forward
-from hermes_mp.models.units import Division, cast_nbytes, divide
+from hermes_mp.models.trace import Trace, trace_forward
+from hermes_mp.models.units import divide
 
 
 @dataclass
@@ -34,8 +35,11 @@ def prepare(
     context: int | None,
     batch: int,
     say: Callable[[str], None] = lambda _: None,
+    room: int | None = None,
 ) -> Prepared:
     """Build, trace and divide the model of `checkpoint` for `batch` sequences of `context` positions.
+
+    `room`: bytes that a unit may take, see `divide`.
 
     Raises the errors of `build_skeleton` and `divide`; ContextTooLong where `context` exceeds the model's maximum.
     """
@@ -48,12 +52,24 @@ def prepare(
     positions = context or min(DEFAULT_CONTEXT, maximum or DEFAULT_CONTEXT)
     say("tracing the order of its weights")
     trace = trace_forward(skeleton.model, batch, positions)
-    division = divide(skeleton, trace)
-    blocks = [block for matrix in division.matrices for block in matrix.blocks]
-    scratch = cast_nbytes(division) + 4 * batch * max((b.last - b.first for b in blocks), default=0)
-    scratch += sum(m.source.info.nbytes // m.source.info.shape[0] for m in division.matrices) * batch * positions
+    division = divide(skeleton, trace, room)
+    scratch = cast_nbytes(division) + batch * _matrices_nbytes(skeleton, trace, division, positions)
     footprint = measure(skeleton.model, trace, batch, positions, scratch)
     return Prepared(skeleton, division, footprint)
+
+
+def _matrices_nbytes(skeleton: Skeleton, trace: Trace, division: Division, positions: int) -> int:
+    """Bytes per sequence that matrices out of their modules need: rows looked up, and the product of one block."""
+    head = skeleton.model.get_output_embeddings()
+    looked_up = part = 0
+    for matrix in division.matrices:
+        if "rows" in matrix.kinds:
+            looked_up += matrix.row_nbytes * positions
+        if len(matrix.blocks) > 1:
+            is_head = trace.logits_nbytes_per_position > 0 and any(module is head for module, _ in matrix.owners)
+            rows = max(block.rows for block in matrix.blocks)
+            part = max(part, rows * 4 if is_head else rows * positions * skeleton.dtype.itemsize)
+    return looked_up + part
 
 
 def settle(dtype: torch.dtype) -> None:

@@ -15,11 +15,11 @@ from torch import nn
 
 from hermes_mp.errors import NeedsAllWeights
 from hermes_mp.models.binding import Binder, Check, hook_guard, hook_piece, memory_like
+from hermes_mp.models.division import Division
 from hermes_mp.models.matrix import SuppliedMatrix
 from hermes_mp.models.placeholder import Placeholder
 from hermes_mp.models.skeleton import Skeleton, Source, load_buffers, make_buffers_real
 from hermes_mp.models.supply import Supply
-from hermes_mp.models.units import Division
 
 
 class StreamedModel:
@@ -140,6 +140,7 @@ def stream(
         for module, leaf in matrix.owners:
             module._parameters[leaf] = placeholder  # type: ignore[assignment]
     inner = {id(part) for piece in division.pieces for part in piece.module.modules()}
+    inner |= {id(part) for layer in _layers(model) for part in layer.modules() if part is not layer}
     shared: dict[Source, Placeholder] = {}
     for piece in division.pieces:
         hook_piece(binder, piece, shared)
@@ -152,6 +153,13 @@ def stream(
     model._hermes_binder = binder
     model._hermes_check_generate = check_generate
     return model
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The members of lists: what is called alone is a layer, hardly a part of one."""
+    for part in model.modules():
+        if isinstance(part, nn.ModuleList):
+            yield from part.children()
 
 
 def _read(supply: Supply, source: Source) -> torch.Tensor:

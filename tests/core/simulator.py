@@ -26,6 +26,7 @@ from hermes_mp.messages import (
     OpenFile,
     PassForecast,
     Range,
+    RecallUnit,
     SlotNo,
     UnitDone,
     UnitFailed,
@@ -103,14 +104,15 @@ class Simulation:
         self.asked = 0  # what compute asked for last, as the daemon knows it
         self.demanded: set[int] = set()
         self.tick_at: int | None = None
-        self.computed: list[int] = []
+        self.computed: list[int] = []  # by compute
+        self.returned = 0  # as computed, to the daemon
         self.tickets: dict[int, int] = {}
         self.met: Counter[str] = Counter()
         # compute
         self.leasing = leasing.Leasing(self.units)
         self.script = self.write_script(rng)
         self.at = 0
-        self.inbox: deque[UnitReady | UnitFailed] = deque()
+        self.inbox: deque[UnitReady | RecallUnit | UnitFailed] = deque()
         self.waits: int | None = None
         self.wait_no = 0
         self.bound: dict[int, tuple[UnitReady, list[Any]]] = {}
@@ -211,7 +213,7 @@ class Simulation:
     def check_end(self) -> None:
         daemon = self.daemon
         assert not daemon.slots.lent or self.lost, "a slot stays lent"
-        assert sum(daemon.computes_by_unit) == len(self.computed)
+        assert sum(daemon.computes_by_unit) == self.returned <= len(self.computed)
         if self.calm:
             assert self.computed == list(range(self.units)) * self.full_passes, "every unit once, in order"
             loads = daemon.loads_by_unit
@@ -235,7 +237,11 @@ class Simulation:
             elif isinstance(action, pipeload.Announce):
                 self.demanded.discard(action.unit)
                 self.tickets[action.ticket] = action.unit
-                self.to_compute(UnitReady(action.ticket, action.unit, action.slot * PIECES))
+                self.met["keep"] += action.keep
+                self.to_compute(UnitReady(action.ticket, action.unit, action.slot * PIECES, action.keep))
+            elif isinstance(action, pipeload.Recall):
+                self.met["Recall"] += 1
+                self.to_compute(RecallUnit(action.ticket, action.unit))
             elif isinstance(action, pipeload.Refuse):
                 self.demanded.discard(action.unit)
                 self.met["Refuse"] += 1
@@ -287,7 +293,7 @@ class Simulation:
             if message.waiting:
                 self.demanded.add(message.unit)
         elif isinstance(message, UnitDone) and message.computed and message.ticket in self.daemon.slots.announced:
-            self.computed.append(self.tickets[message.ticket])
+            self.returned += 1
         self.tell(message)
 
     def perhaps_again(self, what: Any, argument: Any) -> None:
@@ -376,12 +382,12 @@ class Simulation:
 
     # --- compute's shell
 
-    def to_compute(self, message: UnitReady | UnitFailed) -> None:
+    def to_compute(self, message: UnitReady | RecallUnit | UnitFailed) -> None:
         self.post("to compute", self.compute_gets, message)
-        if isinstance(message, UnitReady):
+        if not isinstance(message, UnitFailed):
             self.perhaps_again(self.compute_gets, message)
 
-    def compute_gets(self, message: UnitReady | UnitFailed) -> None:
+    def compute_gets(self, message: UnitReady | RecallUnit | UnitFailed) -> None:
         self.inbox.append(message)
         if self.waits is not None:
             self.compute_goes_on(None)
@@ -447,6 +453,10 @@ class Simulation:
                 return
             name, value, patience_ns = self.script[self.at]
             if name == "want":
+                if self.leasing.keeps(UnitNo(value)):  # compute's without a word
+                    self.met["kept use"] += 1
+                    self.at += 1
+                    continue
                 if value in self.bound:  # nested use of the same unit: `want` must know
                     assert not self.compute_does(self.leasing.want(UnitNo(value), self.now))
                     assert self.leasing.held(UnitNo(value)) is not None
@@ -481,8 +491,10 @@ class Simulation:
         unit = self.uses.pop()
         ready, seen = self.bound[unit]
         self.check_content(ready, seen)
+        if computed:
+            self.computed.append(unit)
         self.compute_does(self.leasing.done(UnitNo(unit), self.now, computed))
-        if self.leasing.held(UnitNo(unit)) is None:
+        if unit not in self.uses:
             del self.bound[unit]
 
     def worked(self, _: Any) -> None:

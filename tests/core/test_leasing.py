@@ -6,11 +6,11 @@ import pytest
 
 from hermes_mp.core.leasing import GiveUp, Leasing, Send
 from hermes_mp.errors import BudgetTooSmall, InvariantBroken
-from hermes_mp.messages import AskUnit, PassForecast, Ticket, UnitDone, UnitFailed, UnitNo, UnitReady
+from hermes_mp.messages import AskUnit, PassForecast, RecallUnit, Ticket, UnitDone, UnitFailed, UnitNo, UnitReady
 
 
-def ready(ticket: int, unit: int) -> UnitReady:
-    return UnitReady(Ticket(ticket), UnitNo(unit), 4096 * unit)
+def ready(ticket: int, unit: int, keep: bool = False) -> UnitReady:
+    return UnitReady(Ticket(ticket), UnitNo(unit), 4096 * unit, keep)
 
 
 def ask(unit: int, waiting: bool = True) -> Send:
@@ -232,3 +232,64 @@ def test_binding_what_is_not_held_is_a_bug() -> None:
         Leasing(3).begin(UnitNo(2), 0)
     with pytest.raises(InvariantBroken, match="unit 2 is not held"):
         Leasing(3).done(UnitNo(2), 0)
+
+
+# --- units that compute keeps
+
+
+def keeping(units: int, kept: tuple[int, ...]) -> Leasing:
+    """Compute in its second pass: it has used and keeps the units `kept`, by ticket 10 + unit."""
+    mind = Leasing(units, more=True)
+    for unit in kept:
+        mind.want(UnitNo(unit), 0)
+        mind.handle(ready(10 + unit, unit, keep=True), 0)
+        mind.begin(UnitNo(unit), 0)
+        assert mind.done(UnitNo(unit), 5) == []
+    return mind
+
+
+def test_a_kept_unit_costs_no_message() -> None:
+    mind = keeping(3, (0, 1, 2))
+    for unit in (0, 1, 2, 0):
+        assert mind.keeps(UnitNo(unit))
+        assert mind.begin(UnitNo(unit), 10) == []
+        assert mind.done(UnitNo(unit), 20) == []
+
+
+def test_the_next_unit_that_is_not_kept_is_guessed() -> None:
+    mind = keeping(5, (1, 2, 4))
+    mind.want(UnitNo(0), 10)
+    mind.handle(ready(20, 0), 10)
+    assert mind.begin(UnitNo(0), 10) == [ask(3, waiting=False)]
+    mind.done(UnitNo(0), 30)
+    for unit in (1, 2):
+        assert mind.begin(UnitNo(unit), 40) == []
+        assert mind.done(UnitNo(unit), 50) == []
+    mind.handle(ready(21, 3), 55)
+    assert want(mind, 3, 60) == []
+    assert mind.begin(UnitNo(3), 60) == [ask(0, waiting=False)], "of the next pass"
+
+
+def test_a_kept_unit_is_no_wrong_guess() -> None:
+    mind = keeping(4, (1,))
+    assert want(mind, 2, 10) == [ask(2)]
+    assert mind.keeps(UnitNo(1))
+
+
+def test_a_recalled_unit_goes_at_once_or_when_it_is_done() -> None:
+    mind = keeping(3, (0, 1))
+    assert mind.handle(RecallUnit(Ticket(10), UnitNo(0)), 50) == [done(10, 50, 50, 50)]
+    assert not mind.keeps(UnitNo(0))
+    assert mind.held(UnitNo(0)) is None
+    mind.begin(UnitNo(1), 60)
+    assert mind.handle(RecallUnit(Ticket(11), UnitNo(1)), 70) == []
+    assert mind.held(UnitNo(1)) is not None
+    assert mind.done(UnitNo(1), 80) == [done(11, 60, 60, 80)]
+    assert mind.handle(RecallUnit(Ticket(11), UnitNo(1)), 90) == [], "it has been returned"
+
+
+def test_a_kept_unit_that_was_never_used_is_returned_so() -> None:
+    mind = Leasing(3, more=True)
+    hold(mind, 0, 1)
+    mind.handle(ready(2, 1, keep=True), 10)  # a guess
+    assert mind.handle(RecallUnit(Ticket(2), UnitNo(1)), 20) == [unused(2, 20)]

@@ -16,6 +16,7 @@ from hermes_mp.core.pipeload import (
     NoLoadersLeft,
     Pipeload,
     ProgressSeen,
+    Recall,
     Refuse,
     RemoveSlot,
     SlotAdded,
@@ -82,8 +83,12 @@ def load(loader: int, ticket: int, unit: int, slot: int, epoch: int = 1) -> Load
     return Load(LoaderNo(loader), Epoch(epoch), Ticket(ticket), UnitNo(unit), SlotNo(slot))
 
 
-def announce(ticket: int, unit: int, slot: int) -> Announce:
-    return Announce(Ticket(ticket), UnitNo(unit), SlotNo(slot))
+def announce(ticket: int, unit: int, slot: int, keep: bool = False) -> Announce:
+    return Announce(Ticket(ticket), UnitNo(unit), SlotNo(slot), keep)
+
+
+def recall(ticket: int, unit: int) -> Recall:
+    return Recall(Ticket(ticket), UnitNo(unit))
 
 
 # --- residents
@@ -93,7 +98,7 @@ def announce(ticket: int, unit: int, slot: int) -> Announce:
     ("count", "slots", "window", "residents"),
     [
         (12, 4, 4, []),
-        (12, 7, 4, [3, 7, 11]),
+        (12, 7, 4, [5, 8, 11]),
         (12, 5, 4, [11]),
         (10, 6, 2, [1, 4, 6, 9]),
         (3, 3, 2, [0, 1, 2]),
@@ -101,12 +106,34 @@ def announce(ticket: int, unit: int, slot: int) -> Announce:
         (5, 1, 1, []),
     ],
 )
-def test_residents_are_spread_evenly(count: int, slots: int, window: int, residents: list[int]) -> None:
+def test_the_last_unit_is_the_first_resident(count: int, slots: int, window: int, residents: list[int]) -> None:
     assert sorted(choose_residents([10] * count, slots, window)) == residents
 
 
-def test_of_each_stretch_the_largest_stays() -> None:
-    assert choose_residents([1, 9, 2, 3, 8, 8], 4, 2) == {1, 5}
+@pytest.mark.parametrize("count", [3, 7, 24, 30, 155, 600])
+def test_residents_are_spread_evenly(count: int) -> None:
+    """Nowhere do loaders meet more than four times as many residents in a row, or streamed units, as on average."""
+    for stay in range(1, count - 1):
+        residents = choose_residents([10] * count, stay + 1, 1)
+        assert len(residents) == stay
+        order = [unit in residents for unit in (*range(count), *range(count))]
+        for kind, each in ((True, stay), (False, count - stay)):
+            average = max(1, -(-each // (count - each)))
+            runs = [len(run) for run in "".join("x" if one is kind else " " for one in order).split()]
+            assert max(runs) <= 4 * average, f"{stay} of {count}: {max(runs)} in a row"
+
+
+def test_another_slot_moves_no_resident() -> None:
+    sizes = [9, 10, 3, 10, 10, 1, 10, 10, 2, 10, 9]
+    before: frozenset[UnitNo] = frozenset()
+    for slots in range(2, 11):
+        residents = choose_residents(sizes, slots, 2)
+        assert before <= residents
+        before = residents
+
+
+def test_the_largest_units_stay() -> None:
+    assert choose_residents([1, 9, 2, 3, 8, 2], 4, 2) == {1, 4}
 
 
 def test_the_window_leaves_compute_a_slot_beside_every_loader() -> None:
@@ -152,7 +179,7 @@ def test_a_repeated_unit_costs_no_read() -> None:
     d.loaded(0, 1)
     d.ask(0)
     assert d.done(2) == []
-    assert d.ask(0) == [announce(3, 0, 0)]
+    assert d.ask(0) == [announce(3, 0, 0, keep=True)]
     assert d.done(2) == []  # news of the first lease does not end the second
     d.done(3)
     assert d.mind.loads_by_unit == [1]
@@ -254,16 +281,17 @@ def test_a_pass_is_read_as_far_as_it_should_go_and_further_once_it_does() -> Non
 def test_residents_are_spread_over_the_longest_pass_that_was_expected() -> None:
     """A model and its base model called in turns would otherwise drive each other's residents out."""
     d = Driver(units=20, slots=7, loaders=1)
-    assert d.mind.residents == {3, 7, 11, 15, 19}
+    whole, half = choose_residents([10] * 20, 7, 2), choose_residents([10] * 10, 7, 2)
+    assert d.mind.residents == whole
     d.tell(PassForecast(more=True, units=10))
-    assert d.mind.residents == {1, 3, 5, 7, 9}
+    assert d.mind.residents == half
     d.tell(PassForecast(more=True))
-    assert d.mind.residents == {3, 7, 11, 15, 19}
+    assert d.mind.residents == whole
     d.tell(PassForecast(more=True, units=10))
-    assert d.mind.residents == {3, 7, 11, 15, 19}
+    assert d.mind.residents == whole
     d.tell(ComputeGone())
     d.tell(PassForecast(more=True, units=10))
-    assert d.mind.residents == {1, 3, 5, 7, 9}
+    assert d.mind.residents == half
 
 
 # --- misfortunes
@@ -367,9 +395,9 @@ def test_a_demanded_unit_is_tried_twice_by_another_loader_if_there_is_one() -> N
 def test_a_predicted_unit_that_failed_is_not_read_again_until_demanded() -> None:
     d = Driver(units=2, slots=2, loaders=1)
     d.start(0)
-    assert d.failed(0, 1) == [load(0, 2, 1, 0)]
+    assert d.failed(0, 1) == [load(0, 2, 1, 1)]
     assert d.loaded(0, 2) == []
-    assert d.ask(0) == [load(0, 3, 0, 1)]
+    assert d.ask(0) == [load(0, 3, 0, 0)]
 
 
 def test_without_loaders_every_demand_is_refused_but_what_is_here_is_served() -> None:
@@ -499,6 +527,94 @@ def test_surplus_slots_are_removed_as_they_come_free() -> None:
     assert d.mind.bytes_unused == 20  # unit 1: read, removed, read again
 
 
+# --- what compute keeps
+
+
+def kept_mind() -> Driver:
+    """Six units in six slots, all resident, all kept by compute since its second pass: unit u by ticket 13 + u."""
+    d = Driver(units=6, slots=6, loaders=1, more=True)
+    actions = d.start(0)
+    for unit in range(6):
+        [last] = actions
+        assert isinstance(last, Load)
+        assert last.unit == unit
+        actions = d.loaded(0, last.ticket)
+    assert actions == []
+    for unit in range(6):
+        assert d.ask(unit) == [announce(7 + unit, unit, unit)], "the first time it comes back"
+        assert d.done(7 + unit) == []
+    for unit in range(6):
+        assert d.ask(unit) == [announce(13 + unit, unit, unit, keep=True)]
+    return d
+
+
+def test_a_resident_is_kept_from_its_second_use_on() -> None:
+    d = kept_mind()
+    assert d.mind.bytes_unused == 0
+    assert d.mind.wake_ns() is None
+
+
+def test_what_is_kept_is_recalled_when_slots_become_fewer() -> None:
+    d = kept_mind()
+    went = d.tell(SlotsWanted(4))
+    stay = choose_residents([10] * 6, 4, 2)
+    assert went == [recall(13 + unit, unit) for unit in range(6) if unit not in stay]
+    assert d.tell(SlotsWanted(4)) == [], "once is enough"
+    gone = []
+    for one in went:
+        assert isinstance(one, Recall)
+        gone += [action.slot for action in d.done(one.ticket) if isinstance(action, RemoveSlot)]
+    assert len(gone) == 2
+    assert len(d.mind.slots.all) == 4
+    assert stay <= set(d.mind.slots.content)
+
+
+def test_what_is_kept_stays_when_slots_come_back_in_time() -> None:
+    d = kept_mind()
+    [first, *_] = d.tell(SlotsWanted(4))
+    assert isinstance(first, Recall)
+    d.tell(SlotsWanted(6))
+    assert d.done(first.ticket) == []
+    assert len(d.mind.slots.content) == 6
+    assert d.ask(first.unit)[0] == announce(19, first.unit, first.unit, keep=True)
+
+
+def test_a_demand_has_kept_units_recalled_one_by_one() -> None:
+    """Where compute uses all slots of the window at once and wants yet another unit."""
+    d = Driver(units=5, slots=4, loaders=1, window=2, more=True)
+    resident = sorted(d.mind.residents)
+    flying = d.start(0)
+    while flying and isinstance(flying[-1], Load):
+        flying = d.loaded(0, flying[-1].ticket)
+    streamed = sorted(set(range(5)) - set(resident))
+    tickets = {}
+    for _ in range(2):
+        for unit in resident:
+            announced = d.ask(unit)
+            assert isinstance(announced[0], Announce)
+            tickets[unit] = announced[0].ticket
+            if not announced[0].keep:
+                d.done(announced[0].ticket)
+    for unit in streamed[:2]:
+        found = [one for one in d.ask(unit) if isinstance(one, Announce)]
+        if not found:
+            [lent] = d.mind.slots.lent
+            found = [one for one in d.loaded(0, lent) if isinstance(one, Announce)]
+        assert found[0].unit == unit
+    d.now += S
+    [asked] = d.ask(streamed[2])
+    assert isinstance(asked, Recall)
+    assert asked.ticket == tickets[asked.unit]
+    assert d.tell(Tick()) == []
+    d.now = d.mind.wake_ns() or 0
+    [other] = d.tell(Tick())
+    assert isinstance(other, Recall)
+    assert other.unit != asked.unit
+    [lend] = d.done(other.ticket)
+    assert isinstance(lend, Load)
+    assert lend.unit == streamed[2]
+
+
 def test_a_unit_must_fit_a_slot() -> None:
     with pytest.raises(InvariantBroken, match="I1"):
         Pipeload([10, 11], 10, 1)
@@ -544,7 +660,7 @@ def test_in_the_steady_state_only_streamed_units_are_read(
         for unit in range(units):
             announced = carry(d.ask(unit))
             while not announced:
-                if passes:
+                if len(passes) > 1:  # at first residents are read in between
                     assert len(flying) == min(loaders, d.mind.window, streamed), (unit, flying)
                 job = flying.pop(0)
                 announced = carry(d.loaded(job.loader, job.ticket))

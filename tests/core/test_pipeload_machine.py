@@ -21,6 +21,7 @@ from hermes_mp.core.pipeload import (
     NoLoadersLeft,
     Pipeload,
     ProgressSeen,
+    Recall,
     Refuse,
     SlotAdded,
     SlotsWanted,
@@ -64,6 +65,7 @@ class World(RuleBasedStateMachine):
         self.flying: dict[int, Load] = {}
         self.content: dict[int, int] = {}
         self.held: dict[int, Announce] = {}
+        self.recalled: set[int] = set()
         self.waiting: set[int] = set()
         self.last_ticket = 0
         self.lost = False
@@ -97,6 +99,11 @@ class World(RuleBasedStateMachine):
                 assert all(load.slot != action.slot for load in self.flying.values())
                 self.held[action.ticket] = action
                 self.waiting.discard(action.unit)
+            elif isinstance(action, Recall):
+                assert self.held[action.ticket].keep
+                assert self.held[action.ticket].unit == action.unit
+                assert action.ticket not in self.recalled, "once is enough"
+                self.recalled.add(action.ticket)
             elif isinstance(action, Refuse):
                 if action.exit_code == 16:
                     assert {lease.slot for lease in self.held.values()} == self.slots
@@ -238,15 +245,18 @@ class World(RuleBasedStateMachine):
             self.up.remove((number, epoch))
             self.tell(LoaderGone(LoaderNo(number), Epoch(epoch)))
         self.loader_starts(0)
-        for _ in range(200):
-            if self.held:
-                ticket = next(iter(self.held))
+        for _ in range(300):
+            ticket = next((one for one, lease in self.held.items() if not lease.keep or one in self.recalled), None)
+            if ticket is not None:
                 del self.held[ticket]
                 self.tell(UnitDone(Ticket(ticket), True, 0, 0, 0))
             elif self.flying:
                 load = self.flying.pop(next(iter(self.flying)))
                 self.content[load.slot] = load.unit
                 self.tell(UnitLoaded(load.loader, load.epoch, load.ticket, 10, True, 0, 0))
+            elif self.waiting:  # what compute keeps it returns only when it is asked to
+                self.now += LIMITS.doubt_ns
+                self.tell(Tick())
             else:
                 break
         assert not self.waiting, f"never answered: {self.waiting}"

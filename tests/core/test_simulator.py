@@ -19,7 +19,7 @@ def test_seeds_that_once_found_something(seed: int) -> None:
 
 def test_the_seeds_meet_what_they_are_for() -> None:
     """Otherwise the test above could pass because nothing ever happens."""
-    crashes = refusals = doubles = removals = calm = 0
+    crashes = refusals = doubles = removals = calm = kept = recalled = 0
     for seed in range(1000):
         simulation = run_seed(seed)
         crashes += simulation.met["LoaderGone"]
@@ -27,4 +27,7 @@ def test_the_seeds_meet_what_they_are_for() -> None:
         doubles += simulation.met["second load"]
         removals += simulation.met["RemoveSlot"]
         calm += simulation.calm
-    assert min(crashes, refusals, doubles, removals, calm) > 20, (crashes, refusals, doubles, removals, calm)
+        kept += simulation.met["kept use"]
+        recalled += simulation.met["Recall"]
+    found = (crashes, refusals, doubles, removals, calm, kept, recalled)
+    assert min(found) > 20, found

@@ -1,7 +1,8 @@
 """Every family of `families`, streamed, against plain transformers: the same logits, bit for bit, for 64 tokens.
 
 A family runs five times: with each number of slots from 2 to 6, every number of loaders, every dtype, one file and
-several. Which loaders go with which slots moves on from family to family, so that all pairs are met over the matrix.
+several, units of a layer and finer. Which goes with which moves on from family to family, so that all pairs of
+loaders and slots are met over the matrix.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hermes_mp import load
 
 LOADERS = (1, 2, 3, 6)
 SLOTS = (2, 3, 4, 5, 6)
+ROOMS = (None, 24 << 10, 40 << 10)  # bytes of a unit: a layer, a matrix, between the two
 NEW_TOKENS = 64
 GREEDY: dict[str, Any] = {
     "do_sample": False,
@@ -36,10 +38,12 @@ class Case:
     sharded: bool
     loaders: int
     slots: int
+    room: int | None
 
     def __str__(self) -> str:
         files = "shards" if self.sharded else "file"
-        return f"{self.family.name}-{str(self.dtype)[6:]}-{files}-{self.loaders}loaders-{self.slots}slots"
+        agents = f"{self.loaders}loaders-{self.slots}slots-{self.room or 'layers'}"
+        return f"{self.family.name}-{str(self.dtype)[6:]}-{files}-{agents}"
 
 
 CASES = [
@@ -49,6 +53,7 @@ CASES = [
         sharded=(number + at) % 2 == 1,
         loaders=LOADERS[(number + at) % len(LOADERS)],
         slots=slots,
+        room=ROOMS[(number + at) % len(ROOMS)],
     )
     for number, family in enumerate(FAMILIES)
     for at, slots in enumerate(SLOTS)
@@ -62,6 +67,7 @@ def test_the_matrix_is_what_it_says() -> None:
         assert {case.loaders for case in mine} == set(LOADERS)
         assert {case.dtype for case in mine} == set(DTYPES)
         assert {case.sharded for case in mine} == {True, False}
+        assert {case.room for case in mine} == set(ROOMS)
     assert {(case.loaders, case.slots) for case in CASES} == set(product(LOADERS, SLOTS))
     assert {(case.dtype, case.sharded) for case in CASES} == set(product(DTYPES, (False, True)))
 
@@ -72,7 +78,7 @@ def test_streamed_is_plain(case: Case, tmp_path: Path) -> None:
     family.save(tmp_path, case.dtype, case.sharded)
     plain = family.load_plain(tmp_path)
     inputs = family.inputs(case.dtype)
-    with load(tmp_path, loaders=case.loaders, _slots=case.slots) as model, torch.no_grad():
+    with load(tmp_path, loaders=case.loaders, _slots=case.slots, _room=case.room) as model, torch.no_grad():
         assert type(model).__name__ == type(plain).__name__
         assert model.dtype == plain.dtype == case.dtype
         units = len(model._hermes_binder.supply._list.units)

@@ -17,19 +17,23 @@ from comparison import assert_same
 from families import FAMILIES, Family, family
 
 from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.models.division import ROWS_MULTIPLE, Division, cast_nbytes
 from hermes_mp.models.skeleton import Skeleton, build_skeleton
 from hermes_mp.models.streamed import stream
 from hermes_mp.models.trace import trace_forward
-from hermes_mp.models.units import ROWS_MULTIPLE, Division, cast_nbytes, divide
+from hermes_mp.models.units import divide
 
 Folder = Callable[[str], Path]
 
 
-def divided(directory: Path, dtype: str = "auto") -> tuple[Skeleton, Division]:
+ROOMS = (24 << 10, 40 << 10, 150 << 10)  # bytes: a matrix, half a layer or so, two layers
+
+
+def divided(directory: Path, dtype: str = "auto", room: int | None = None) -> tuple[Skeleton, Division]:
     skeleton = build_skeleton(directory, find_checkpoint(directory), dtype)
     trace = trace_forward(skeleton.model, 1, 16)
     assert not trace.failed
-    return skeleton, divide(skeleton, trace)
+    return skeleton, divide(skeleton, trace, room)
 
 
 @dataclass
@@ -80,8 +84,8 @@ class FileSupply:
         return data
 
 
-def streamed(directory: Path) -> tuple[Any, FileSupply]:
-    skeleton, division = divided(directory)
+def streamed(directory: Path, room: int | None = None) -> tuple[Any, FileSupply]:
+    skeleton, division = divided(directory, room=room)
     supply = FileSupply(division)
     return stream(skeleton, division, supply, lambda call: None, lambda *call: None), supply
 
@@ -93,13 +97,7 @@ def streamed(directory: Path) -> tuple[Any, FileSupply]:
 def test_every_weight_is_in_one_place(one: Family, tmp_path: Path) -> None:
     one.save(tmp_path, sharded=FAMILIES.index(one) % 2 == 1)
     skeleton, division = divided(tmp_path)
-    places = [("unit", bound.source.info.name, bound.name) for piece in division.pieces for bound in piece.bounds]
-    places += [("matrix", matrix.source.info.name, matrix.name) for matrix in division.matrices]
-    places += [("pinned", bound.source.info.name, bound.name) for bound in division.pinned]
-    tensors = {source.info.name for source in skeleton.parameters.values()}
-    assert {tensor for _, tensor, _ in places} == tensors
-    assert len({tensor for _, tensor, _ in places}) == len({(kind, tensor) for kind, tensor, _ in places})
-
+    check_places(skeleton, division)
     assert sum(bound.source.info.nbytes for bound in division.pinned) < 64 << 10
     units = [piece.unit for piece in division.pieces]
     assert units == sorted(units)
@@ -110,6 +108,31 @@ def test_every_weight_is_in_one_place(one: Family, tmp_path: Path) -> None:
     assert len({piece.unit for piece in layers}) == 6
     assert max(unit.nbytes for unit in division.list.units) < 3 * max(division.layouts[p.unit].nbytes for p in layers)
 
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
+def test_finer_units_are_filled_to_the_brim(one: Family, room: int, tmp_path: Path) -> None:
+    one.save(tmp_path)
+    skeleton, division = divided(tmp_path, room=room)
+    check_places(skeleton, division)
+    atoms = [sum(bound.source.info.nbytes for bound in piece.bounds) for piece in division.pieces]
+    rows_nbytes = 64 * 192 * 4  # 64 of the widest that any family has
+    assert division.list.slot_nbytes <= max(room, rows_nbytes + 4096 * 4, 4096 * 8 + max(atoms, default=0))
+    if len(division.layouts) > 2 and not division.pieces:
+        filled = sorted(unit.nbytes for unit in division.list.units)[1:]  # the last one is what is left
+        assert sum(filled) >= 0.6 * room * len(filled)
+    assert division.list.read_nbytes < 1.5 * divided(tmp_path)[1].list.read_nbytes
+
+
+def check_places(skeleton: Skeleton, division: Division) -> None:
+    """Every weight is in one place, blocks cover their matrix, and residues modulo 4096 are kept."""
+    places = [("unit", bound.source.info.name, bound.name) for piece in division.pieces for bound in piece.bounds]
+    places += [("matrix", matrix.source.info.name, matrix.name) for matrix in division.matrices]
+    places += [("pinned", bound.source.info.name, bound.name) for bound in division.pinned]
+    tensors = {source.info.name for source in skeleton.parameters.values()}
+    assert {tensor for _, tensor, _ in places} == tensors
+    assert len({tensor for _, tensor, _ in places}) == len({(kind, tensor) for kind, tensor, _ in places})
+    enders = [piece.unit for piece in division.pieces if piece.ends_unit]
     for matrix in division.matrices:
         assert ("matrix" in matrix.kinds) == bool(matrix.blocks)
         edges = [edge for block in matrix.blocks for edge in (block.first, block.last)]
@@ -118,9 +141,23 @@ def test_every_weight_is_in_one_place(one: Family, tmp_path: Path) -> None:
             assert edges[-1] == matrix.source.info.shape[0]
             assert edges[1:-1:2] == edges[2:-1:2]
             assert not any(edge % ROWS_MULTIPLE for edge in edges[:-1])
+        for block in matrix.blocks:
+            assert block.at % 4096 == (matrix.source.info.begin + block.first * matrix.row_nbytes) % 4096
+            enders += [block.unit] if block.ends_unit else []
+    assert sorted(enders) == list(range(len(division.layouts)))
     for piece in division.pieces:
         for bound in piece.bounds:
             assert division.layouts[piece.unit].at[bound.source.info.name] % 4096 == bound.source.info.begin % 4096
+
+
+def test_matrices_larger_than_a_unit_are_cut(folder: Folder) -> None:
+    """The smallest unit is set by 64 rows of a matrix, not by the largest layer, nor by the largest matrix."""
+    for name in ("llama-tied", "gptj", "mistral"):
+        _, by_layers = divided(folder(name))
+        _, division = divided(folder(name), room=40 << 10)
+        cut = {matrix.name for matrix in division.matrices if len(matrix.blocks) > 1}
+        assert [one for one in cut if ".mlp." in one], (name, cut)
+        assert division.list.slot_nbytes < 0.6 * by_layers.list.slot_nbytes
 
 
 def test_a_head_larger_than_a_layer_streams_in_blocks(folder: Folder) -> None:
@@ -154,11 +191,12 @@ def test_the_trace_sees_the_order(folder: Folder) -> None:
 # --- binding
 
 
+@pytest.mark.parametrize("room", [None, *ROOMS])
 @pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
-def test_no_weight_is_used_outside_its_lease(one: Family, tmp_path: Path) -> None:
+def test_no_weight_is_used_outside_its_lease(one: Family, room: int | None, tmp_path: Path) -> None:
     """A slot is spoilt as soon as it is given back, so what still pointed into it would answer NaN."""
     one.save(tmp_path)
-    model, supply = streamed(tmp_path)
+    model, supply = streamed(tmp_path, room)
     plain = one.load_plain(tmp_path)
     with torch.no_grad():
         for _ in range(2):

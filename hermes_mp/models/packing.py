@@ -1,0 +1,152 @@
+"""Packs pieces and blocks of matrices into units, in the order in which the trace saw them used.
+
+By layers a matrix is cut into as few and as equal blocks as fit a slot. Finer, units are filled to the brim: a matrix
+goes on in the next unit, cut at a multiple of 64 rows, so that equally large slots hold next to nothing but weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hermes_mp.core.header import TensorInfo, rows_of
+from hermes_mp.core.layout import ALIGN, Layout, lay_out, split_rows
+from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
+from hermes_mp.models.division import ROWS_MULTIPLE, Block, Matrix, Piece
+from hermes_mp.models.skeleton import Skeleton
+from hermes_mp.models.trace import Trace
+
+Tensors = list[tuple[int, TensorInfo]]
+SLIVER = 16  # less than this part of a unit is not worth another product: the unit is closed
+
+
+def pack(
+    skeleton: Skeleton, trace: Trace, pieces: list[Piece], matrices: list[Matrix], room: int | None
+) -> tuple[list[Layout], UnitList]:
+    """Give every piece its unit and every matrix its blocks; the units. `room`: how large they may be, else a layer.
+
+    A unit is larger than `room` where a piece is, or where 64 rows of a matrix are.
+    """
+    packing = _Packing([file.nbytes for file in skeleton.checkpoint.files], room)
+    blocked = [matrix for matrix in matrices if "matrix" in matrix.kinds]
+    ordered = _in_order(pieces, blocked, trace)
+    packing.choose_room(pieces, blocked)
+    for item in ordered:
+        if isinstance(item, Piece):
+            packing.add_piece(item)
+        else:
+            packing.add_matrix(item)
+    packing.close()
+    position = {id(item): number for number, item in enumerate(ordered)}
+    pieces.sort(key=lambda piece: position[id(piece)])
+    units = UnitList(
+        tuple(UnitFile(str(file.path), file.nbytes) for file in skeleton.checkpoint.files),
+        tuple(UnitSpec(layout.nbytes, layout.ranges) for layout in packing.layouts),
+    )
+    return packing.layouts, units
+
+
+class _Packing:
+    def __init__(self, files_nbytes: Sequence[int], room: int | None) -> None:
+        self.layouts: list[Layout] = []
+        self._files = files_nbytes
+        self._fills = room is not None
+        self._room = room or 0
+        self._tensors: Tensors = []  # of the unit that is being filled
+        self._items: list[Piece | tuple[Block, str]] = []
+
+    def choose_room(self, pieces: list[Piece], matrices: list[Matrix]) -> None:
+        largest = max((self._lay_out(_tensors(piece)).nbytes for piece in pieces), default=0)
+        widest = max((min(ROWS_MULTIPLE, m.source.info.shape[0]) * m.row_nbytes for m in matrices), default=0)
+        largest = max(largest, widest + 4 * ALIGN)
+        if self._fills:
+            self._room = max(self._room, largest)
+        else:
+            self._room = largest + max(2 * ALIGN, largest // 64)  # a final norm joins the last layer for 1.6 %
+
+    def add_piece(self, piece: Piece) -> None:
+        if self._items and self._lay_out(self._tensors + _tensors(piece)).nbytes > self._room:
+            self.close()
+        self._tensors = list(dict.fromkeys(self._tensors + _tensors(piece)))
+        self._items.append(piece)
+
+    def add_matrix(self, matrix: Matrix) -> None:
+        info = matrix.source.info
+        if not self._fills:
+            self.close()
+            for first, last in split_rows(info.shape[0], matrix.row_nbytes, self._room, ROWS_MULTIPLE):
+                self._add_block(matrix, first, last)
+                self.close()
+            return
+        first = 0
+        while first < info.shape[0]:
+            rows = self._fitting(matrix, first)
+            if rows:
+                self._add_block(matrix, first, first + rows)
+                first += rows
+            if first < info.shape[0]:
+                self.close()
+
+    def close(self) -> None:
+        """The unit is full."""
+        if not self._items:
+            return
+        layout = self._lay_out(self._tensors)
+        unit = len(self.layouts)
+        for item in self._items:
+            if isinstance(item, Piece):
+                item.unit, item.ends_unit = unit, item is self._items[-1]
+            else:
+                block, name = item
+                block.unit, block.at, block.ends_unit = unit, layout.at[name], item is self._items[-1]
+        self.layouts.append(layout)
+        self._tensors, self._items = [], []
+
+    def _fitting(self, matrix: Matrix, first: int) -> int:
+        """How many rows from `first` on the unit still takes: all, or a multiple of 64 worth the while."""
+        rows = matrix.source.info.shape[0] - first
+        taken = self._lay_out(self._tensors).nbytes if self._tensors else 0
+        fitting = min(rows, max(0, self._room - taken) // matrix.row_nbytes)
+        while fitting > 0:
+            fitting = rows if fitting >= rows else fitting // ROWS_MULTIPLE * ROWS_MULTIPLE
+            part = rows_of(matrix.source.info, first, first + fitting) if fitting else None
+            if part is None or self._lay_out([*self._tensors, (matrix.source.file, part)]).nbytes <= self._room:
+                break
+            fitting -= 1
+        is_sliver = fitting < rows and fitting * matrix.row_nbytes * SLIVER < self._room
+        return 0 if is_sliver and self._items else fitting
+
+    def _add_block(self, matrix: Matrix, first: int, last: int) -> None:
+        part = rows_of(matrix.source.info, first, last)
+        block = Block(-1, first, last, 0)
+        matrix.blocks.append(block)
+        self._tensors.append((matrix.source.file, part))
+        self._items.append((block, part.name))
+
+    def _lay_out(self, tensors: Tensors) -> Layout:
+        return lay_out(list(set(tensors)), self._files)
+
+
+def _tensors(piece: Piece) -> Tensors:
+    return [(bound.source.file, bound.source.info) for bound in piece.bounds]
+
+
+def _in_order(pieces: list[Piece], matrices: list[Matrix], trace: Trace) -> list[Piece | Matrix]:
+    """By first use; what was never used comes last."""
+    first: dict[tuple[int, bool], int] = {}
+    for position, use in enumerate(trace.uses):
+        first.setdefault((use.parameter, use.kind == "matrix"), position)
+    never = len(trace.uses)
+
+    def piece_position(piece: Piece) -> int:
+        ids = {id(bound.module._parameters[bound.leaf]) for bound in piece.bounds}
+        return min((first.get((i, kind), never) for i in ids for kind in (True, False)), default=never)
+
+    def matrix_position(matrix: Matrix) -> int:
+        module, leaf = matrix.owners[0]
+        return first.get((id(module._parameters[leaf]), True), never)
+
+    items: list[tuple[int, int, Piece | Matrix]] = [
+        (piece_position(piece), number, piece) for number, piece in enumerate(pieces)
+    ]
+    items += [(matrix_position(matrix), len(pieces) + number, matrix) for number, matrix in enumerate(matrices)]
+    return [item for _, _, item in sorted(items, key=lambda entry: entry[:2])]

@@ -1,0 +1,60 @@
+"""Slots in the arena: their memory is taken and given back one by one, whole huge pages where neighbours share them."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+import pytest
+
+from hermes_mp.agents.allotment import Allotment
+from hermes_mp.core.budget import Needs
+from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
+from hermes_mp.host.arena import Arena
+from hermes_mp.messages import Range, SlotNo
+
+NEEDS = Needs(0, 0, 0, 0)
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    made = Arena.create(64 << 20)
+    yield made
+    made.close()
+
+
+def units(nbytes: int, count: int) -> UnitList:
+    specs = [UnitSpec(nbytes, (Range(0, 0, nbytes, 0),)) for _ in range(count)]
+    return UnitList((UnitFile("weights", nbytes),), tuple(specs))
+
+
+@pytest.mark.parametrize("nbytes", [12_000, (2 << 20) + 16384, (4 << 20) + 8192, 6 << 20])
+def test_what_the_slots_take_is_rounded_once(arena: Arena, nbytes: int) -> None:
+    allotment = Allotment(arena, None, 3, 7)
+    assert allotment.divide(units(nbytes, 9), NEEDS, False) == 7
+    pitch = allotment.slot_nbytes
+    assert nbytes <= pitch < nbytes + mmap.PAGESIZE
+    for count in range(1, 8):
+        slot = allotment.add()
+        with arena.view(allotment.bases[slot], pitch) as view:
+            view[0] = view[-1] = count
+        assert count * pitch <= arena.allocated_nbytes() < count * pitch + arena.granule
+    assert allotment.missing == 0
+    for slot in map(SlotNo, (3, 0, 6, 4, 1)):
+        allotment.remove(slot)
+        for kept, base in allotment.bases.items():
+            with arena.view(base, pitch) as view:
+                assert view[0] == view[-1] == kept + 1, f"slot {kept} lost its content with slot {slot}"
+    assert arena.allocated_nbytes() <= 2 * (pitch + 2 * arena.granule)
+    allotment.clear()
+    assert arena.allocated_nbytes() == 0
+
+
+def test_the_budget_pays_for_the_last_huge_page(arena: Arena) -> None:
+    wanted = units((2 << 20) + 4096, 20)
+    for budget in range(34 << 20, 64 << 20, 1 << 20):
+        allotment = Allotment(arena, budget, 3, None)
+        for _ in range(allotment.divide(wanted, NEEDS, False)):
+            allotment.add()
+        assert 0 < arena.allocated_nbytes() <= budget
+        allotment.clear()
