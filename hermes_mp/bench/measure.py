@@ -12,17 +12,18 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 from hermes_mp.bench import board, peers
 from hermes_mp.bench import worker as worker_module
-from hermes_mp.bench.board import ControlGroup, Unavailable
-from hermes_mp.bench.limits import reader_rate
+from hermes_mp.bench.board import Unavailable
+from hermes_mp.bench.conditions import Conditions
+from hermes_mp.bench.journal import GroupNote, Journal, PeakSample, Sample
 from hermes_mp.bench.models import Model
 from hermes_mp.bench.plan import OURS, Group, Subject, Wanted, in_turn
 from hermes_mp.bench.process import Peak, WorkerLost, WorkerProcess, sampling
 from hermes_mp.bench.raw import Raw
 from hermes_mp.bench.reference import AGAIN, Reference, worker_settings, worker_words
-from hermes_mp.bench.rows import GroupNote, Journal, PeakSample, Sample
 
 BESIDE_ACCELERATE = 450 << 20  # what its process takes besides weights, of a limit
 YIELDING = 0.6  # after a kill the peer is given so much less memory for weights, and may try again
@@ -64,12 +65,8 @@ class _GroupRun:
         self._wanted, self._journal, self._others, self._say = wanted, journal, others, say
         self._group, self._model, self._stack = group, model, stack
         self._workers: dict[Subject, WorkerProcess] = {}
-        self._limits: dict[Subject, ControlGroup] = {}
         self._cpu_nbytes: dict[Subject, float] = {}
-        self._readers: list[ControlGroup] = []  # one for each reader where each has a rate of its own
-        self._disk: list[ControlGroup] = []  # what a row that reads by itself is put in
-        self._rate: float | None = None  # of each of them
-        self._reference: Reference | None = None
+        self._conditions: Conditions
 
     def run(self, traces: Path | None) -> None:
         todo = [
@@ -81,16 +78,18 @@ class _GroupRun:
         peaks = [one for one in self._group.subjects if (self._group.label, one.label) not in self._journal.peaks]
         if not todo and not peaks:
             return
-        self._reference = self._stack.enter_context(Reference(self._wanted, self._model))
-        text = self._set_board()
-        raw = self._stack.enter_context(Raw(self._model, self._disk, self._readers, self._rate))
-        self._journal.keep(GroupNote(self._group.label, f"{text}; raw rate of {raw.text}"))
+        reference = self._stack.enter_context(Reference(self._wanted, self._model))
+        conditions = Conditions(self._group, self._model, reference, self._wanted.slot, self._stack)
+        self._conditions = conditions
+        self._stack.push(self._leave)
+        raw = self._stack.enter_context(Raw(self._model, conditions.disk, conditions.readers, conditions.rate))
+        self._journal.keep(GroupNote(self._group.label, f"{conditions.text}; raw rate of {raw.text}"))
         before: tuple[int, tuple[float | None, float | None]] = (-1, (None, None))
         for number, subject in todo:
             if self._journal.failed(self._group.label, subject.label):
                 continue
             if before[0] != number:
-                before = (number, self._reference.measure())
+                before = (number, reference.measure())
                 raw.measure([one.loaders for one in self._group.subjects])
             self._say(f"{self._group.label}: round {number + 1} of {self._wanted.rounds}, {subject.label}")
             compute = before[1]
@@ -100,8 +99,8 @@ class _GroupRun:
             )  # fmt: skip
             self._journal.keep(sample)
         raw.close()
-        self._reference.close()
-        self._end_workers()
+        reference.close()
+        self._leave()
         for subject in peaks:
             if subject.backend == "llama.cpp" or self._journal.failed(self._group.label, subject.label):
                 continue
@@ -114,52 +113,6 @@ class _GroupRun:
                     self._say(f"{self._group.label}: timeline of {subject.label}")
                     self._trace(subject, path)
 
-    # --- the board
-
-    def _set_board(self) -> str:
-        """Set what the regime asks for, until the stack ends; what was set, in words."""
-        regime, directory = self._group.regime, self._model.directory
-        texts = []
-        rate = regime.per_reader
-        if regime.factor is not None:
-            assert self._reference is not None
-            compute_s = self._reference.first_s()
-            rate = reader_rate(self._model.facts.nbytes, compute_s, regime.factor)
-            texts.append(
-                f"computing takes {compute_s:.3f} s with all weights in memory, so each reader (a loader; or a "
-                f"backend that reads by itself, all its threads together) is capped at {rate / 1e6:.0f} MB/s"
-            )
-        elif rate is not None:
-            texts.append(f"each reader is capped at {rate / 1e6:.0f} MB/s")
-        self._rate = rate
-        if rate is not None:
-            count = max([1, *(subject.loaders for subject in self._group.subjects)])
-            self._readers = [self._stack.enter_context(board.read_cap(directory, rate)) for _ in range(count)]
-            self._disk = [self._stack.enter_context(board.read_cap(directory, rate))]
-        elif regime.total is not None:
-            self._disk = [self._stack.enter_context(board.read_cap(directory, regime.total))]
-            texts.append(f"all reads together are capped at {regime.total / 1e6:.0f} MB/s")
-        else:
-            texts.append("the disk as it is")
-        if self._wanted.slot is not None:
-            texts.append(f"units of at most {self._wanted.slot / 2**20:.4g} MiB rather than layers")
-        knob = board.read_ahead_knob(directory)
-        if regime.read_ahead_kib is not None:
-            self._stack.enter_context(board.setting(knob, str(regime.read_ahead_kib)))
-        if knob.exists():
-            texts.append(f"kernel read-ahead {knob.read_text().strip()} KiB")
-        if self._group.cgroup is not None:
-            with board.memory_limit(self._group.cgroup):
-                pass  # now rather than after the first round
-        return "; ".join(texts)
-
-    def _groups(self, subject: Subject) -> list[ControlGroup]:
-        if self._group.cgroup is None:
-            return self._disk
-        if subject not in self._limits:
-            self._limits[subject] = self._stack.enter_context(board.memory_limit(self._group.cgroup))
-        return [*self._disk, self._limits[subject]]
-
     # --- one row
 
     def _measure(self, subject: Subject, number: int) -> Sample:
@@ -168,10 +121,11 @@ class _GroupRun:
             return self._measure_llama(subject, sample)
         for _ in range(TRIES):
             try:
-                return self._measure_worker(subject, sample)
+                done = self._measure_worker(subject, sample)
+                return replace(done, failed=done.failed + self._conditions.why_killed(subject)) if done.failed else done
             except WorkerLost as error:
                 self._workers.pop(subject).__exit__(None, None, None)
-                text = str(error) + self._why_killed(subject)
+                text = str(error) + self._conditions.why_killed(subject)
             if subject.backend != "accelerate" or number or not self._cpu_nbytes.get(subject):
                 break
             self._cpu_nbytes[subject] *= YIELDING
@@ -184,7 +138,7 @@ class _GroupRun:
         opened = running.ask("open")
         if "failed" in opened:
             return replace(sample, failed=opened["failed"])
-        self._place_loaders(running)
+        self._conditions.place_loaders(running)
         cached = board.evict(self._model.files)
         first = running.ask("first")
         if "failed" in first:
@@ -214,19 +168,13 @@ class _GroupRun:
         board.evict([*self._model.files, gguf])
         words = peers.llama_command(binary, gguf, wanted.tokens, wanted.new_tokens, wanted.threads)
         try:
-            found = peers.run_llama(words, self._groups(subject))
+            found = peers.run_llama(words, self._conditions.groups(subject))
         except peers.PeerFailed as error:
-            return replace(sample, failed=f"{error}{self._why_killed(subject)}")
+            return replace(sample, failed=f"{error}{self._conditions.why_killed(subject)}")
         return replace(
             sample, kind="tokens", first_s=found.first_s, steady_s=found.token_s, threads=found.threads,
             needed_nbytes=found.nbytes, note=f"llama.cpp {found.build}, from the start of its process",
         )  # fmt: skip
-
-    def _why_killed(self, subject: Subject) -> str:
-        limit = self._limits.get(subject)
-        if limit is None or not board.oom_kills(limit):
-            return ""
-        return f" by the kernel: more memory than the cgroup's {(self._group.cgroup or 0) >> 20} MiB"
 
     def _start(self, subject: Subject, trace: Path | None = None) -> WorkerProcess:
         settings = worker_settings(self._wanted, self._model, subject)
@@ -240,24 +188,21 @@ class _GroupRun:
             python = self._others.accelerate_python
             if python is not None:
                 words = [str(python), str(Path(worker_module.__file__)), json.dumps(settings)]
-                return WorkerProcess(words, self._groups(subject), path="")
-        return WorkerProcess(worker_words(settings), self._groups(subject))
+                return WorkerProcess(words, self._conditions.groups(subject), path="")
+        return WorkerProcess(worker_words(settings), self._conditions.groups(subject))
 
-    def _place_loaders(self, running: WorkerProcess) -> None:
-        """Each loader among those who read at a rate of their own."""
-        if self._readers:
-            for group, pid in zip(self._readers, running.loaders(), strict=False):
-                group.enter(pid)
-
-    def _end_workers(self) -> None:
+    def _leave(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:  # fmt: skip
         for running in self._workers.values():
-            running.__exit__(None, None, None)
+            running.__exit__(kind, error, trace)
         self._workers.clear()
 
     def _peak(self, subject: Subject) -> PeakSample:
         """A run of its own, in a fresh process and a fresh memory group, with its memory sampled."""
         nothing = PeakSample(self._group.label, subject.label)
-        self._limits.pop(subject, None)
+        self._conditions.renew(subject)
         peak = Peak()
         failed = ""
         with self._start(subject) as running:
@@ -271,9 +216,7 @@ class _GroupRun:
                         board.evict(self._model.files)
             except WorkerLost as error:
                 failed = str(error)
-        limit = self._limits.get(subject)
-        charged = None if limit is None else int(limit.read("memory.max_usage_in_bytes"))
-        kills = 0 if limit is None else board.oom_kills(limit)
+        charged, kills = self._conditions.charged(subject)
         return replace(
             nothing, total_nbytes=peak.total_nbytes, beside_nbytes=peak.beside_nbytes, charged_nbytes=charged,
             oom_kills=kills, failed=failed,
@@ -283,14 +226,11 @@ class _GroupRun:
         with self._start(subject, path) as running, contextlib.suppress(WorkerLost):
             if "failed" in running.ask("open"):
                 return
-            self._place_loaders(running)
+            self._conditions.place_loaders(running)
             board.evict(self._model.files)
             running.ask("first")
             running.ask("steady", 1)
             running.ask("close")
-
-    def __enter__(self) -> _GroupRun:
-        return self
 
 
 def timeline_subjects(group: Group) -> list[Subject]:

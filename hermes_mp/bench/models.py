@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hermes_mp.bench.rows import ModelFacts
+from hermes_mp.bench.journal import ModelFacts
 from hermes_mp.bench.shapes import shape_named
-from hermes_mp.errors import BadOption, HermesError, MachineError, ModelNotFound
+from hermes_mp.errors import BadOption, HermesError, ModelNotFound, WriteFailed
 from hermes_mp.host.cachedir import cache_directory
 from hermes_mp.host.checkpoint import find_checkpoint
 
+MAKE_ROOM = "free some space, or name a directory on another disk"
 SPARE_NBYTES = 512 << 20  # left on a disk that a model is made on
 
 
@@ -64,19 +65,13 @@ def make_model(name: str, directory: Path) -> None:
     except OSError as error:
         raise BadOption(f"{directory} cannot be made: {error.strerror}", "name another directory") from error
     if free < shape.nbytes + SPARE_NBYTES:
-        raise NoRoom(f"{name} takes {shape.nbytes / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB free")
+        why = f"{name} takes {shape.nbytes / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB free"
+        raise WriteFailed(why, MAKE_ROOM)
     words = [sys.executable, "-m", "hermes_mp.bench.make_model", name, str(directory)]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise NoRoom(f"{name} could not be made in {directory}: {last[0]}")
-
-
-class NoRoom(MachineError):
-    """The disk is too small, or refused."""
-
-    exit_code = 33
-    attempt = "free some space, or name a directory on another disk"
+        raise WriteFailed(f"{name} could not be made in {directory}: {last[0]}", MAKE_ROOM)
 
 
 def _describe(directory: Path) -> Model:

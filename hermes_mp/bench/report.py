@@ -11,10 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 from hermes_mp.bench import plots
+from hermes_mp.bench.journal import Journal
 from hermes_mp.bench.measure import timeline_subjects
 from hermes_mp.bench.models import Model
 from hermes_mp.bench.plan import Group, Wanted
-from hermes_mp.bench.rows import Journal, Row, rows_of
+from hermes_mp.bench.rows import Row, rows_of
 from hermes_mp.bench.table import LEGEND, group_text
 
 REPORT, RESULTS, MEASUREMENTS = "report.md", "results.jsonl", "measurements.jsonl"

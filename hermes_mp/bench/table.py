@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hermes_mp.bench.rows import GroupNote, Row
+from hermes_mp.bench.journal import GroupNote
+from hermes_mp.bench.rows import Row
 
 Cell = Callable[[Row], str]
 

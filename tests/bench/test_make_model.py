@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from hermes_mp.bench import make_model, models
-from hermes_mp.bench.rows import ModelFacts
+from hermes_mp.bench.journal import ModelFacts
 from hermes_mp.bench.shapes import SHAPES, Shape
 from hermes_mp.errors import BadOption, HermesError, ModelNotFound
 

@@ -11,7 +11,8 @@ import pytest
 from bench.test_rows import GROUP, HEADER, measured, rows
 
 from hermes_mp.bench import plots
-from hermes_mp.bench.rows import Journal, Row
+from hermes_mp.bench.journal import Journal
+from hermes_mp.bench.rows import Row
 
 MIB = 1 << 20
 

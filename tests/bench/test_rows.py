@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hermes_mp.bench.journal import GroupNote, Journal, ModelFacts, PeakSample, Sample
 from hermes_mp.bench.plan import Group, Regime, Subject
-from hermes_mp.bench.rows import GroupNote, Journal, ModelFacts, PeakSample, Row, Sample, rows_of
+from hermes_mp.bench.rows import Row, rows_of
 from hermes_mp.bench.table import COLUMNS, group_text
 from hermes_mp.errors import BadOption
 
@@ -36,7 +37,7 @@ def measured(journal: Journal) -> None:
             sample(PIPELOAD, number, 1.0 * noise, 1.1 * noise, steady_nbytes=900_000_000.0, weight_nbytes=100_000_000)
         )
     journal.keep(PeakSample(GROUP.label, PIPELOAD.label, total_nbytes=290_000_000, beside_nbytes=200_000_000))
-    journal.keep(Sample(GROUP.label, "resident", 0, failed="killed by SIGKILL by the kernel"))
+    journal.keep(Sample(GROUP.label, "resident", 0, failed="killed by SIGKILL (by the kernel)"))
 
 
 def rows(journal: Journal) -> list[Row]:
@@ -57,7 +58,7 @@ def test_rows_are_medians_against_pipeline_and_against_the_limit() -> None:
     assert again.limit_s == pytest.approx(0.9), "a budget of 300 MB of which 200 are taken leaves 100 for weights"
     assert again.over_limit == pytest.approx(1.1 / 0.9)
     assert again.resident_share == pytest.approx(0.1)
-    assert (failed.failed, failed.seconds) == ("killed by SIGKILL by the kernel", None)
+    assert (failed.failed, failed.seconds) == ("killed by SIGKILL (by the kernel)", None)
 
 
 def test_each_rounds_own_raw_rate_makes_its_limit() -> None:
@@ -80,7 +81,7 @@ def test_a_table_says_what_was_measured_and_what_was_not() -> None:
     assert (cells["backend"], cells["loaders"], cells["s"], cells["vs pipeline"]) == ("pipeload", "4", "1.000", "2.00x")
     assert (cells["saved"], cells["of model"], cells["limit s"]) == ("90.0 %", "10.0 %", "1.000 (storage)")
     assert "**failed**" in lines[-1]
-    assert "killed by SIGKILL by the kernel" in lines[-1]
+    assert "killed by SIGKILL (by the kernel)" in lines[-1]
     assert "pipeload-4 286 MiB 1.00x" in text
     assert "2.00x as fast (physics allows 2.00x) with 90.0 % less weight memory" in text
 
