@@ -79,7 +79,8 @@ def _build(
     config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None
 ) -> Any:
     from hermes_mp.models.footprint import check_call, check_generate
-    from hermes_mp.models.prepare import prepare, settle
+    from hermes_mp.models.prepare import prepare
+    from hermes_mp.models.settle import settle
     from hermes_mp.models.streamed import stream
 
     prepared = prepare(checkpoint, config.dtype, config.context, config.batch, room=room)
@@ -94,7 +95,7 @@ def _build(
         (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
     )
     behind.lock = model._hermes_binder.lock
-    settle(prepared.skeleton.dtype)
+    settle(prepared.skeleton.dtype, images=model.main_input_name == "pixel_values")
     base = host_memory.quick(os.getpid()).total_nbytes if count_caller else 0
     behind.supply.describe(base, footprint.reserve_nbytes)
     return model

@@ -39,7 +39,10 @@ ONLY_IN = {
     "accelerate": {"bench/worker.py"},
     "numpy": {"models/*", "agents/compute*"},
     "huggingface_hub": {"host/hub.py"},
-    "ctypes": {"host/arena.py", "host/deathwatch.py", "host/scheduling.py", "models/*", "bench/worker.py"},
+    "ctypes": {
+        "host/arena.py", "host/code_pages.py", "host/deathwatch.py", "host/scheduling.py", "models/*",
+        "bench/worker.py",
+    },
     "multiprocessing": set(),
     "pickle": set(),
 }

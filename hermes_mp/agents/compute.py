@@ -82,12 +82,16 @@ class _Compute:
     def run(self) -> None:
         directory = Path(self.settings["directory"])
         self.supply.say("importing torch")
+        from hermes_mp.models.light_imports import import_lightly
+
+        import_lightly()
         import torch
 
         if self.settings["threads"]:
             torch.set_num_threads(self.settings["threads"])
         from hermes_mp.models.footprint import check_call, check_generate
-        from hermes_mp.models.prepare import prepare, settle
+        from hermes_mp.models.prepare import prepare
+        from hermes_mp.models.settle import settle
         from hermes_mp.models.streamed import stream
         from hermes_mp.models.tasks.task import open_task
 
@@ -106,7 +110,7 @@ class _Compute:
             (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
         )
         task = open_task(model, directory, self.settings["options"])
-        settle(made.skeleton.dtype)
+        settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")
         base = memory.quick(os.getpid()).total_nbytes
         # An image is prepared before its pass needs the reserve.
         wish = IMAGE_NBYTES if model.main_input_name == "pixel_values" else 0

@@ -49,6 +49,7 @@ class Subject:
     """A model and its passes. `settings`: backend, directory, tokens, new_tokens, batch, threads, dtype and more."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        self.lighten()
         import torch
         import transformers
 
@@ -100,6 +101,9 @@ class Subject:
         return {}
 
     # --- what kinds of models differ in
+
+    def lighten(self) -> None:
+        """Before torch is imported."""
 
     def prepare(self) -> None: ...
 
@@ -210,7 +214,15 @@ class Accelerate(Resident):
 
 
 class Streamed(Subject):
-    """Our own: `pipeload` with its slots, `pipeline` and `sequential` with a slot for every unit."""
+    """Our own: `pipeload` with its slots, `pipeline` and `sequential` with a slot for every unit.
+
+    A process as light as the compute agent of a launch is.
+    """
+
+    def lighten(self) -> None:
+        from hermes_mp.models.light_imports import import_lightly
+
+        import_lightly()
 
     def prepare(self) -> None:
         from hermes_mp import load

@@ -5,13 +5,9 @@ Compute does this while the loaders already read. It binds nothing and knows no 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
 
 from hermes_mp.errors import ContextTooLong
 from hermes_mp.host.checkpoint import Checkpoint
@@ -70,18 +66,3 @@ def _matrices_nbytes(skeleton: Skeleton, trace: Trace, division: Division, posit
             rows = max(block.rows for block in matrix.blocks)
             part = max(part, rows * 4 if is_head else rows * positions * skeleton.dtype.itemsize)
     return looked_up + part
-
-
-def settle(dtype: torch.dtype) -> None:
-    """Make torch's lazy allocations now and give freed memory back, so that what is measured next is what stays."""
-    with torch.no_grad():
-        states = torch.randn(1, 64, 256, dtype=dtype)
-        weight = torch.randn(256, 256, dtype=dtype)
-        for inputs in (states, states[:, :1]):
-            F.gelu(F.layer_norm(F.linear(inputs, weight, weight[0]), (256,)))
-            torch.softmax(F.linear(inputs, weight), -1, dtype=torch.float32)
-        heads = states.view(1, 64, 4, 64).transpose(1, 2)
-        F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
-    if trim is not None:
-        trim(0)
