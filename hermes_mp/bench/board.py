@@ -21,6 +21,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 CPU_SHARES = 262144  # the most there is: 256 times what everything else together has
 EMPTY_S = 5.0
+PREFIX = "hermes-bench-"
 _numbers = itertools.count()
 
 
@@ -48,7 +49,8 @@ def control_group(controller: str, knob: str, value: str) -> Iterator[ControlGro
     top = CGROUPS / controller
     if not (top / "cgroup.procs").exists():
         raise Unavailable(f"no cgroup v1 {controller} controller at {top}")
-    folder = top / f"hermes-bench-{os.getpid()}-{next(_numbers)}"
+    folder = top / f"{PREFIX}{os.getpid()}-{next(_numbers)}"
+    _remove_orphans(top)
     try:
         folder.mkdir()
     except OSError:  # EACCES, EROFS
@@ -87,6 +89,14 @@ def remove_group(folder: Path) -> None:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGKILL)
             time.sleep(0.05)
+
+
+def _remove_orphans(top: Path) -> None:
+    """Groups of benchmarks that were killed before they could remove them; one that somebody is in stays."""
+    for folder in top.glob(f"{PREFIX}*"):
+        if not Path(f"/proc/{folder.name.removeprefix(PREFIX).partition('-')[0]}").exists():
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _own_group(controller: str) -> str:

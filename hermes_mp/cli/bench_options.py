@@ -45,7 +45,7 @@ def wanted_of(options: argparse.Namespace) -> Wanted:
         modes=_each(options.modes, "--modes", f"of {', '.join(MODES)}", _one_of(MODES)),
         loaders=_each(options.loaders, "--loaders", f"whole numbers from 1 to {MAX_LOADERS}", _whole(1, MAX_LOADERS)),
         memory=_each(options.memory, "--memory", "sizes such as 700MiB, or none", _size_or_none),
-        disks=_each(options.disk, "--disk", "as-is or a number of MB/s", _disk),
+        disks=() if options.disk == "none" else _each(options.disk, "--disk", "as-is, MB/s, or none", _disk),
         per_reader=per_reader,
         read_ahead_kib=options.readahead,
         cgroups=_each(options.cgroup, "--cgroup", "sizes such as 900MB, or none", _size_or_none),
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"), help="(default: %(default)s)"
     )
     board = made.add_argument_group("what the machine is made to be")
-    board.add_argument("--disk", default="as-is", metavar="MB/s,..", help="cap of all reads (default: %(default)s)")
+    board.add_argument("--disk", default="as-is", metavar="MB/s,..", help="cap of all reads, as-is or none (as-is)")
     board.add_argument(
         "--per-reader", default="", metavar="6x,..",
         help="cap of each loader by itself: MB/s, or so that one takes 6 x the computing time for the model",

@@ -69,6 +69,17 @@ def test_what_still_runs_in_a_group_is_ended_with_it(monkeypatch: pytest.MonkeyP
     assert not group.folder.exists()
 
 
+def test_groups_of_a_benchmark_that_was_killed_are_removed_by_the_next() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with as_root(), board.memory_limit(64 << 20) as group:
+        orphan = group.folder.with_name(f"hermes-bench-{ended.pid}-0")
+        orphan.mkdir()
+        with board.memory_limit(64 << 20):
+            assert not orphan.exists()
+            assert group.folder.exists()
+
+
 def test_too_large_a_process_is_killed_and_counted() -> None:
     with as_root(), board.memory_limit(32 << 20) as group:
         words = ["python3", "-c", "bytearray(256 << 20)"]

@@ -33,7 +33,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
         (("--modes", "pipeload,fast"), "--modes takes of resident, sequential, pipeline, pipeload, not 'fast'"),
         (("--loaders", "0"), "--loaders takes whole numbers from 1 to 64, not '0'"),
         (("--memory", "1G"), "--memory takes sizes such as 700MiB, or none, not '1G'"),
-        (("--disk", "slow"), "--disk takes as-is or a number of MB/s, not 'slow'"),
+        (("--disk", "slow"), "--disk takes as-is, MB/s, or none, not 'slow'"),
         (("--per-reader", "0x"), "--per-reader takes 2x, 6x or a number of MB/s, not '0x'"),
         (("--rounds", "0"), "argument --rounds: a whole number of at least 1, not '0'"),
         (("--peers", "llama.cpp"), "--peers llama.cpp needs --llama-bench PATH and --gguf PATH"),
