@@ -25,7 +25,8 @@ from hermes_mp.bench.process import Peak, WorkerLost, WorkerProcess, sampling
 from hermes_mp.bench.raw import Raw
 from hermes_mp.bench.reference import AGAIN, Reference, worker_settings, worker_words
 
-BESIDE_ACCELERATE = 450 << 20  # what its process takes besides weights, of a limit
+BESIDE_ACCELERATE = 550 * 10**6  # of a limit: 270 MB for its process, the rest for the page cache, or it collapses
+PEER_S = 600.0  # with too little page cache it does not end, rather than being killed
 YIELDING = 0.6  # after a kill the peer is given so much less memory for weights, and may try again
 TRIES = 4
 WARM = 0.05  # a file of which more is in the page cache is not cold
@@ -135,6 +136,7 @@ class _GroupRun:
         if subject not in self._workers:
             self._workers[subject] = self._start(subject)
         running = self._workers[subject]
+        running.timeout_s = PEER_S if subject.backend == "accelerate" else None
         opened = running.ask("open")
         if "failed" in opened:
             return replace(sample, failed=opened["failed"])
@@ -166,8 +168,8 @@ class _GroupRun:
         if binary is None or gguf is None:
             return replace(sample, failed="needs --llama-bench and --gguf")
         board.evict([*self._model.files, gguf])
-        words = peers.llama_command(binary, gguf, wanted.tokens, wanted.new_tokens, wanted.threads)
         try:
+            words = peers.llama_command(binary, gguf, wanted.tokens, wanted.new_tokens, wanted.threads)
             found = peers.run_llama(words, self._conditions.groups(subject))
         except peers.PeerFailed as error:
             return replace(sample, failed=f"{error}{self._conditions.why_killed(subject)}")
@@ -206,6 +208,7 @@ class _GroupRun:
         peak = Peak()
         failed = ""
         with self._start(subject) as running:
+            running.timeout_s = PEER_S if subject.backend == "accelerate" else None
             try:
                 with sampling(running) as peak:
                     for order in ("open", "first", "steady"):

@@ -14,7 +14,8 @@ from typing import Any
 
 from hermes_mp.bench.board import ControlGroup
 
-TIMEOUT_S = 3600.0
+TIMEOUT_S = 900.0
+HELP_S = 20.0
 
 
 class PeerFailed(Exception):
@@ -33,9 +34,17 @@ class LlamaRun:
 
 
 def llama_command(binary: Path, gguf: Path, tokens: int, new_tokens: int, threads: int | None) -> list[str]:
-    """One prompt and so many tokens, once, without the warm-up that would hide a cold start, weights mapped."""
+    """One prompt and so many tokens, once, without the warm-up that would hide a cold start, weights mapped.
+
+    Mapping, the only way that needs less memory than the model, is called otherwise since 2026. Raises PeerFailed.
+    """
+    try:
+        help_text = subprocess.run([binary, "--help"], capture_output=True, text=True, timeout=HELP_S).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PeerFailed(f"{binary} cannot be run: {error}") from None
+    mapped = ["-lm", "mmap"] if "--load-mode" in help_text else ["-mmp", "1"]
     words = [str(binary), "-m", str(gguf), "-p", str(tokens), "-n", str(new_tokens), "-r", "1", "--no-warmup"]
-    words += ["-mmp", "1", "-o", "json"]
+    words += [*mapped, "-o", "json"]
     return words + (["-t", str(threads)] if threads else [])
 
 

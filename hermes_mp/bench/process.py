@@ -53,6 +53,7 @@ class WorkerProcess:
             preexec_fn=enter if groups else None, start_new_session=True, env=environment,
         )  # fmt: skip
         self.pid = self._process.pid
+        self.timeout_s: float | None = None  # for an answer
         self._watched = psutil.Process(self.pid)
 
     def ask(self, do: str, *arguments: object) -> dict[str, Any]:
@@ -68,6 +69,9 @@ class WorkerProcess:
 
     def receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], self.timeout_s)[0]:  # it never says two lines at once
+            self._process.kill()
+            raise WorkerLost(f"no answer in {self.timeout_s:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise WorkerLost(self._ending())

@@ -97,6 +97,7 @@ def worker_settings(wanted: Wanted, model: Model, subject: Subject) -> dict[str,
         "threads": wanted.threads,
         "dtype": wanted.dtype,
         "room": wanted.slot,
+        "itemsize": model.facts.nbytes / model.facts.parameters,
     }
 
 

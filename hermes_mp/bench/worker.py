@@ -160,6 +160,9 @@ class Resident(Subject):
     `unmapped`: in memory of its own. transformers maps the file, and pages that somebody has mapped cannot be evicted.
     """
 
+    def prepare(self) -> None:
+        self._class()  # its import is no part of the first pass
+
     def fetch(self) -> None:
         if self.model is not None:
             return
@@ -183,20 +186,40 @@ class Resident(Subject):
 
 
 class Accelerate(Resident):
-    """Disk offload through transformers' own path: layers that do not fit `cpu_nbytes` are read at every pass."""
+    """Disk offload through transformers' own path: layers that do not fit `cpu_nbytes` are read at every pass.
+
+    At its best, as docs/peers.md found: layers are kept from the front, matrices larger than a layer are not, and what
+    is kept is copied, as transformers leaves it a view of the mapped file, which the kernel evicts like any page.
+    """
 
     offloaded: tempfile.TemporaryDirectory[str] | None = None
 
     def prepare(self) -> None:
-        import accelerate  # noqa: F401  # its import is no part of the first pass
+        import accelerate  # noqa: F401
+
+        self.map = self._device_map()
 
     def placed(self) -> dict[str, Any]:
         self.offloaded = tempfile.TemporaryDirectory(prefix="hermes-bench-")
-        return {
-            "device_map": "auto",
-            "max_memory": {"cpu": int(self.settings["cpu_nbytes"])},
-            "offload_folder": self.offloaded.name,
-        }
+        return {"device_map": self.map, "offload_folder": self.offloaded.name}
+
+    def fetch(self) -> None:
+        if self.model is not None:
+            return
+        super().fetch()
+        copies: dict[int, Any] = {}  # tied weights stay one
+        model: Any = self.model
+        for weight in model.parameters():
+            if weight.device.type != "meta":
+                weight.data = copies.setdefault(weight.data_ptr(), weight.data.clone())
+
+    def _device_map(self) -> dict[str, str]:
+        import torch
+        import transformers
+
+        with torch.device("meta"):
+            model = self._class()(transformers.AutoConfig.from_pretrained(self.settings["directory"]))
+        return layers_from_the_front(model, self.settings["cpu_nbytes"], self.settings["itemsize"])
 
     def release(self) -> None:
         if self.offloaded is not None:
@@ -299,6 +322,39 @@ KINDS: dict[str, type[Subject]] = {
     "resident": Resident, "accelerate": Accelerate,
     "sequential": Streamed, "pipeline": Streamed, "pipeload": Streamed,
 }  # fmt: skip
+
+
+def layers_from_the_front(model: Any, room: float, itemsize: float) -> dict[str, str]:
+    """A device map that keeps about `room` bytes: what is small, then as many layers as fit; `itemsize` of a weight."""
+    import torch
+
+    def nbytes(module: Any) -> float:
+        return itemsize * float(sum(one.numel() for one in module.parameters()))
+
+    if nbytes(model) <= room:
+        return {"": "cpu"}
+    layers = max((one for one in model.modules() if isinstance(one, torch.nn.ModuleList)), key=nbytes)
+    largest = max(nbytes(layer) for layer in layers)
+    placed: dict[str, str] = {}
+    small: list[tuple[str, Any]] = []
+    streamed: list[tuple[str, Any]] = []
+    todo = list(model.named_children())
+    while todo:
+        name, module = todo.pop(0)
+        if module is layers:
+            streamed = [(f"{name}.{number}", layer) for number, layer in enumerate(layers)]
+        elif any(inner is layers for inner in module.modules()):
+            todo += [(f"{name}.{inner}", child) for inner, child in module.named_children()]
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            placed |= {f"{name}.{inner}": "cpu" for inner, _ in own}
+        elif nbytes(module) > largest:
+            placed[name] = "disk"
+        else:
+            small.append((name, module))
+    for name, module in small + streamed:
+        room -= nbytes(module)
+        placed[name] = "cpu" if room >= 0 or (name, module) in small else "disk"
+    return placed
 
 
 def generates(model: Any) -> bool:
