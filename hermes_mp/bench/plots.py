@@ -105,7 +105,10 @@ def _bars(axes: Any, rows: Sequence[Row | None], colours: list[str], title: str)
 
 
 def against_budget(pyplot: Any, title: str, rows: Sequence[Row], path: Path) -> list[Path]:
-    """Seconds of a pass or token at each budget, with what physics allows drawn in. Needs two budgets."""
+    """Seconds of a pass or token at each budget, with what physics allows drawn in. Needs two budgets.
+
+    Rows may come from groups of several memory cgroups: then what knows no budget is drawn over those.
+    """
     steady = [
         row for row in rows if row.backend == "pipeload" and not row.is_first and row.budget_nbytes and row.seconds
     ]
@@ -130,9 +133,13 @@ def against_budget(pyplot: Any, title: str, rows: Sequence[Row], path: Path) -> 
         axes.plot([point / 2**20 for point in points], times, color="black", linewidth=1.2, label="limit (roofline)")
         axes.fill_between([point / 2**20 for point in points], times, color="black", alpha=0.06)
     for backend in ("resident", "accelerate", "llama.cpp"):
-        other = next((row for row in rows if row.backend == backend and not row.is_first and row.seconds), None)
-        if other is not None and other.seconds is not None:
-            axes.axhline(other.seconds, color=COLOURS[backend], linestyle="--", linewidth=1.2, label=backend)
+        others = [row for row in rows if row.backend == backend and not row.is_first and row.seconds]
+        limited = sorted((row.cgroup_nbytes, row.seconds) for row in others if row.cgroup_nbytes and row.seconds)
+        if len(limited) > 1:
+            places = [nbytes / 2**20 for nbytes, _ in limited]
+            axes.plot(places, [seconds for _, seconds in limited], "s--", color=COLOURS[backend], label=backend)
+        elif others and others[0].seconds is not None:
+            axes.axhline(others[0].seconds, color=COLOURS[backend], linestyle="--", linewidth=1.2, label=backend)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("budget of all processes, MiB")
     axes.set_ylabel(f"seconds ({one.test})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -66,6 +66,10 @@ class Report:
                 drawn = self._draw(pyplot, group)
                 made += drawn
                 parts += [f"![{path.stem}]({path.name})\n" for path in drawn if path.suffix == ".png"]
+        if pyplot is not None:
+            for drawn in self._over_cgroups(pyplot):
+                made += drawn
+                parts += [f"![{path.stem}]({path.name})\n" for path in drawn if path.suffix == ".png"]
         parts.append(LEGEND + "\n")
         (self._folder / REPORT).write_text("\n".join(parts), encoding="utf-8")
         return made
@@ -73,6 +77,18 @@ class Report:
     def head(self) -> str:
         about = "; ".join(f"{name} {value}" for name, value in software().items())
         return f"# hermes-bench\n\n`{self._command}`\n\n{about}\n"
+
+    def _over_cgroups(self, pyplot: object) -> Iterator[list[Path]]:
+        """Speed against memory where each size of the memory cgroup is a group of its own."""
+        assert self._folder is not None
+        together: dict[str, list[Group]] = {}
+        for group in self._wanted.groups():
+            if group.cgroup is not None:
+                together.setdefault(f"{group.name}-{group.regime.word}", []).append(group)
+        for word, groups in together.items():
+            rows = [row for group in groups for row in self.rows(group)]
+            title = f"{groups[0].name}, {groups[0].regime.label}, each row in a memory cgroup of its budget"
+            yield plots.against_budget(pyplot, title, rows, self._folder / f"{word}-budget")
 
     def _draw(self, pyplot: object, group: Group) -> list[Path]:
         assert self._folder is not None
