@@ -18,15 +18,15 @@ from typing import Any
 from hermes_mp.agents.daemon import COMPUTE
 from hermes_mp.agents.quarters import make_arena
 from hermes_mp.agents.supplying import LinkedSupply
-from hermes_mp.config import RunConfig, parse_size
-from hermes_mp.errors import BadOption, DaemonLost, revived
+from hermes_mp.config import RunConfig
+from hermes_mp.errors import DaemonLost, revived
 from hermes_mp.host import memory as host_memory
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
 from hermes_mp.host.children import Child, DeathPipe, spawn
 from hermes_mp.host.hub import resolve
 from hermes_mp.host.rundir import remove_path
 from hermes_mp.host.wire import Link
-from hermes_mp.messages import ToCompute
+from hermes_mp.messages import RunPlan, ToCompute
 
 START_S = 20.0  # a small board imports slowly
 LEAVE_S = 5.0
@@ -35,8 +35,8 @@ LEAVE_S = 5.0
 def load(
     model: str | os.PathLike[str],
     *,
-    loaders: int = 3,
-    memory: str | int | None = None,
+    loaders: int | str = "auto",
+    memory: str | int | None = "auto",
     context: int | None = None,
     batch: int = 1,
     dtype: str = "auto",
@@ -46,21 +46,23 @@ def load(
 ) -> Any:
     """A model for inference on streamed weights: an instance of its transformers class, also a context manager.
 
-    `model`: a directory with config.json and *.safetensors, or a hub id. `memory`: the budget in bytes or as "3GiB";
-    what this process takes already counts unless `count_caller` is false; None sets no limit. `context`, `batch`:
-    positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves it,
-    or float32, float16, bfloat16.
+    `model`: a directory with config.json and *.safetensors, or a hub id. `loaders`: processes that read, or "auto", as
+    many as `hermes-plan` would take. `memory`: the budget in bytes or as "3GiB"; what this process takes already counts
+    unless `count_caller` is false; "auto" is what the machine and its cgroup can spare, None sets no limit. `context`,
+    `batch`: positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves
+    it, or float32, float16, bfloat16.
 
     Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
     MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, NeedsAllWeights,
     and DaemonLost within a second of the daemon's end.
     """
-    try:
-        nbytes = None if memory is None else parse_size(memory)
-    except ValueError:
-        raise BadOption(f"memory={memory!r} is no size", "give bytes, or a text such as '3GiB'") from None
     config = RunConfig(
-        model=os.fspath(model), loaders=loaders, memory=nbytes, context=context, batch=batch, dtype=dtype
+        model=os.fspath(model),
+        loaders=loaders,  # type: ignore[arg-type]  # "auto" becomes None there
+        memory=memory,
+        context=context,
+        batch=batch,
+        dtype=dtype,
     )
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
     behind = _Behind(config, checkpoint, _slots)
@@ -76,26 +78,36 @@ def load(
 def _build(
     config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None
 ) -> Any:
+    from hermes_mp.models.choose_plan import Told, choose_plan
     from hermes_mp.models.footprint import check_call, check_generate
-    from hermes_mp.models.prepare import prepare
+    from hermes_mp.models.prepare import trace_model
     from hermes_mp.models.settle import settle
     from hermes_mp.models.streamed import stream
 
-    prepared = prepare(checkpoint, config.dtype, config.context, config.batch, room=room)
+    traced = trace_model(checkpoint, config.dtype, config.context, config.batch)
+    plan = RunPlan()
+    if room is None:
+        told = Told(
+            config.dtype, config.context, config.batch, None, config.loaders, config.memory, behind.granule
+        )
+        chosen = choose_plan(traced, checkpoint, told)
+        room, plan = chosen.room, chosen.plan
+    prepared = traced.divide(room)
     behind.supply.use(prepared.division.list)
-    footprint = prepared.footprint
+    footprint, supply = prepared.footprint, behind.supply
+    model_config = prepared.skeleton.model.config  # of the model nothing else may be kept by its parts
     limited = config.memory is not None
     model = stream(
         prepared.skeleton,
         prepared.division,
         behind.supply,
-        (lambda call: check_call(footprint, prepared.skeleton.model.config, call)) if limited else (lambda call: None),
-        (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
+        (lambda call: check_call(footprint, supply.room_nbytes, model_config, call)) if limited else lambda call: None,
+        (lambda *call: check_generate(footprint, supply.room_nbytes, *call)) if limited else (lambda *call: None),
     )
     behind.lock = model._hermes_binder.lock
     settle(prepared.skeleton.dtype, images=model.main_input_name == "pixel_values")
     base = host_memory.quick(os.getpid()).total_nbytes if count_caller else 0
-    behind.supply.describe(base, footprint.reserve_nbytes)
+    behind.supply.describe(base, footprint.reserve_nbytes, plan=plan)
     return model
 
 
@@ -108,6 +120,7 @@ class _Behind:
         self.lock = threading.RLock()  # whoever holds it may use the link
         self._death = DeathPipe()
         self._arena = make_arena(config.memory)
+        self.granule = self._arena.granule
         read_fd, ready_fd = os.pipe()
         settings = {
             "directory": str(checkpoint.directory),

@@ -91,8 +91,9 @@ class _Compute:
 
         if self.settings["threads"]:
             torch.set_num_threads(self.settings["threads"])
+        from hermes_mp.models.choose_plan import Told, choose_plan
         from hermes_mp.models.footprint import check_call, check_generate
-        from hermes_mp.models.prepare import prepare
+        from hermes_mp.models.prepare import trace_model
         from hermes_mp.models.settle import settle
         from hermes_mp.models.streamed import stream
         from hermes_mp.models.tasks.task import open_task
@@ -101,17 +102,28 @@ class _Compute:
         _quiet_libraries()
         checkpoint = find_checkpoint(directory)
         open_early(directory)
-        made = prepare(
-            checkpoint, self.settings["dtype"], self.settings["context"], self.settings["batch"], self.supply.say
+        settings = self.settings
+        traced = trace_model(
+            checkpoint, settings["dtype"], settings["context"], settings["batch"], self.supply.say
         )
+        told = Told(
+            settings["dtype"], settings["context"], settings["batch"], settings["threads"], settings["loaders"],
+            settings["memory"], settings["granule"],
+        )  # fmt: skip
+        chosen = choose_plan(traced, checkpoint, told)
+        made = traced.divide(chosen.room)
         self.supply.use(made.division.list)
-        limited, footprint = self.settings["limited"], made.footprint
+        limited, footprint = settings["memory"] is not None, made.footprint
         model = stream(
             made.skeleton,
             made.division,
             self.supply,
-            (lambda call: check_call(footprint, made.skeleton.model.config, call)) if limited else (lambda call: None),
-            (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
+            (lambda call: check_call(footprint, self.supply.room_nbytes, made.skeleton.model.config, call))
+            if limited
+            else (lambda call: None),
+            (lambda *call: check_generate(footprint, self.supply.room_nbytes, *call))
+            if limited
+            else (lambda *call: None),
         )
         task = open_task(model, directory, self.settings["options"])
         settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")
@@ -120,7 +132,7 @@ class _Compute:
         base = memory.quick(os.getpid()).total_nbytes
         # An image is prepared before its pass needs the reserve.
         wish = IMAGE_NBYTES if model.main_input_name == "pixel_values" else 0
-        divided = self.supply.describe(base, footprint.reserve_nbytes, wish)
+        divided = self.supply.describe(base, footprint.reserve_nbytes, wish, chosen.plan)
         room = {"room_nbytes": divided.reserve_nbytes} if limited else {}
         while True:
             request = self.supply.next_request()

@@ -18,7 +18,7 @@ from setproctitle import setproctitle
 
 from hermes_mp.agents.daemon import Daemon, DaemonSettings
 from hermes_mp.agents.front import SilentFront
-from hermes_mp.agents.quarters import Quarters
+from hermes_mp.agents.quarters import Quarters, loaders_to_start
 from hermes_mp.errors import HermesError, InvariantBroken
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     ready = os.fdopen(settings.pop("ready_fd"), "w", encoding="utf-8")
     try:
         arena = Arena(settings.pop("arena_fd"), settings.pop("granule"))
-        quarters = Quarters(settings["loaders"], settings["memory"], arena)
+        quarters = Quarters(loaders_to_start(settings["loaders"], settings["directory"]), settings["memory"], arena)
         checkpoint = find_checkpoint(Path(settings.pop("directory")))
         with Daemon(DaemonSettings(checkpoint=checkpoint, **settings), quarters, SilentFront()) as daemon:
             signal.signal(signal.SIGTERM, lambda number, frame: daemon.end())

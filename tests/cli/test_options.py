@@ -68,9 +68,9 @@ def test_defaults() -> None:
     config = parse([])
     assert config == LaunchConfig()
     assert (config.loaders, config.model, config.memory, config.max_new_tokens, config.dtype) == (
-        3,
         None,
         None,
+        "auto",
         64,
         "auto",
     )
@@ -84,6 +84,16 @@ def test_flags_beat_the_file_and_the_file_beats_the_defaults(tmp_path: Path) -> 
     config = parse([str(file), "--loaders", "2", "--no-json", "--text", "c", "--text", "d e"])
     assert (config.loaders, config.json, config.text) == (2, False, ("c", "d e"))
     assert (config.memory, config.top_p, config.token_ids, config.batch) == (700 << 20, 0.5, (5, 17), 1)
+
+
+@pytest.mark.parametrize(("said", "memory"), [("auto", "auto"), ("none", None), ("1MiB", 1 << 20)])
+def test_memory_is_a_size_or_one_of_two_words(said: str, memory: object, tmp_path: Path) -> None:
+    assert parse(["--memory", said]).memory == memory
+    file = tmp_path / "run.toml"
+    file.write_text(f'memory = "{said}"\n')
+    assert parse([str(file)]).memory == memory
+    assert RunConfig(memory=said).memory == memory
+    assert RunConfig(memory=None).memory is None
 
 
 def test_every_option_can_be_said_both_ways(tmp_path: Path) -> None:
@@ -122,13 +132,14 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--loaders", "0"], "--loaders takes a whole number from 1 to 64, not '0'"),
+        (["--loaders", "0"], "--loaders takes auto or a whole number from 1 to 64, not '0'"),
         (["--loaders", "65"], "from 1 to 64, not '65'"),
         (["--loaders", "three"], "not 'three'"),
         (["--loadrs", "3"], "'--loadrs', did you mean --loaders?"),
         (["--load", "3"], "'--load'"),
         (["--loaders"], "expected one argument"),
-        (["--memory", "3G"], "--memory takes a size such as 700MiB, 3GiB or a number of bytes, not '3G'"),
+        (["--memory", "3G"], "--memory takes auto, none, a size such as 700MiB or 3GiB, or a number"),
+        (["--memory", "Auto"], "not 'Auto'"),
         (["--dtype", "int8"], "--dtype takes one of auto, float32, float16, bfloat16, not 'int8'"),
         (["--temperature", "nan"], "--temperature takes a number"),
         (["--top-p", "1.5"], "--top-p"),
@@ -155,11 +166,11 @@ def test_wrong_flags_are_one_line_and_exit_2(argv: list[str], says: str) -> None
         ("loadrs = 3", "unknown key 'loadrs'; the nearest is 'loaders'"),
         ("max_new_tokens = 3", "unknown key 'max_new_tokens'; the nearest is 'max-new-tokens'"),
         ("zzz = 3", "unknown key 'zzz'"),
-        ('loaders = "3"', "loaders takes a whole number from 1 to 64, not '3'"),
+        ('loaders = "3"', "loaders takes auto or a whole number from 1 to 64, not '3'"),
         ("loaders = true", "not True"),
         ("loaders = 2.0", "not 2.0"),
         ("loaders = 65", "not 65"),
-        ("memory = 1.5", "memory takes a size"),
+        ("memory = 1.5", "memory takes auto, none, a size"),
         ('json = "yes"', "json takes true or false"),
         ("text = [1]", "text takes"),
         ("token-ids = [1, true]", "token-ids takes"),
@@ -195,7 +206,7 @@ def test_the_python_api_is_held_to_the_same_limits() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_ready_run_parses(path: Path) -> None:
-    assert parse([str(path)]).loaders >= 1
+    assert (parse([str(path)]).loaders or 1) >= 1
 
 
 def test_there_are_ready_runs_and_launch_is_no_package() -> None:
@@ -217,3 +228,11 @@ def test_the_documented_exit_codes_are_those_of_the_errors() -> None:
     rows = [row.split("|") for row in (ROOT / "docs/exit-codes.md").read_text().splitlines() if row.startswith("| ")]
     documented = {int(row[1]): row[2].strip() for row in rows if row[1].strip().isdigit() and row[2].strip()}
     assert documented == {code: kind.__name__ for code, kind in by_exit_code().items()}
+
+
+@pytest.mark.parametrize(("words", "loaders"), [([], None), (["--loaders", "auto"], None), (["--loaders", "4"], 4)])
+def test_loaders_are_a_number_or_auto(words: list[str], loaders: int | None, tmp_path: Path) -> None:
+    assert parse(words).loaders == loaders
+    file = tmp_path / "run.toml"
+    file.write_text('loaders = "auto"\n')
+    assert parse([str(file), *words]).loaders == loaders
