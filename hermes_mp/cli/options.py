@@ -85,7 +85,7 @@ def parse_for(command: Command[C], argv: Sequence[str]) -> C:
 
 
 def parse_with_sources(command: Command[C], argv: Sequence[str]) -> tuple[C, dict[str, str]]:
-    """As `parse_for`, and by field what said it: "flag", or the path of the launch file; of the others nobody did."""
+    """As `parse_for`, and by field what said it: "flag", or the path of the launch file; nobody where it is missing."""
     try:
         return _parsed(command, argv)
     except BadOption as error:

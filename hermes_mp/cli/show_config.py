@@ -1,27 +1,48 @@
 """`--show-config`: every value of a run, and whether a flag, the launch file or the default said it.
 
-For people a launch file that runs the same, for programs one JSON object (docs/json.md). Pure: what a value such as
-`auto` comes to on this machine is said by whoever registers it in `IN_WORDS`.
+For people a launch file that runs the same, for programs one JSON object (docs/json.md). What a value such as `auto`
+comes to at this moment is said beside it, by the functions in `IN_WORDS`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
+from hermes_mp.agents.quarters import loaders_to_start
 from hermes_mp.cli.options import key_of
 from hermes_mp.config import LaunchConfig, options_of
+from hermes_mp.core.squeeze import reserve_nbytes
+from hermes_mp.host.ceilings import Ceilings
 
 DEFAULT = "default"
 
 
-def _memory_in_words(config: LaunchConfig) -> str | None:
-    return f"{config.memory / 2**20:g} MiB" if isinstance(config.memory, int) else None
+def _memory(config: LaunchConfig) -> str:
+    if isinstance(config.memory, int):
+        return f"{config.memory / 2**20:g} MiB"
+    if config.memory is None:
+        return "no limit"
+    with closing(Ceilings()) as ceilings:
+        spare = {one.free_nbytes - reserve_nbytes(one.limit_nbytes, None): one for one in ceilings.look()}
+    least = min(spare)
+    tightest = spare[least]
+    return (
+        f"{max(0, least) / 2**30:.1f} GiB now = {tightest.free_nbytes / 2**30:.1f} GiB that {tightest.name} can spare, "
+        f"less {(tightest.free_nbytes - least) / 2**30:.1f} GiB"
+    )
+
+
+def _loaders(config: LaunchConfig) -> str | None:
+    if config.loaders is not None:
+        return None
+    return f"{loaders_to_start(None, config.model)} to begin with, then as many as hermes-plan would take"
 
 
 # By field: what its value comes to, where that is more than the value says; None where it is not.
-IN_WORDS: dict[str, Callable[[LaunchConfig], str | None]] = {"memory": _memory_in_words}
+IN_WORDS: dict[str, Callable[[LaunchConfig], str | None]] = {"memory": _memory, "loaders": _loaders}
 
 
 def as_launch_file(config: LaunchConfig, sources: Mapping[str, str]) -> str:
@@ -46,8 +67,9 @@ def as_json(config: LaunchConfig, sources: Mapping[str, str]) -> str:
 def _values(config: LaunchConfig) -> Iterator[tuple[str, Any, str | None]]:
     for one, _ in options_of(LaunchConfig):
         if one.name != "show_config":
-            in_words = IN_WORDS.get(one.name)
-            yield one.name, getattr(config, one.name), in_words(config) if in_words is not None else None
+            value, in_words = getattr(config, one.name), IN_WORDS.get(one.name)
+            said = "none" if value is None and one.default is not None else value
+            yield one.name, said, in_words(config) if in_words is not None else None
 
 
 def _toml(value: Any) -> str:

@@ -33,10 +33,9 @@ from hermes_mp.models.settle import settle
 QUICK_S = 0.5  # of reading, once per device
 PROFILED_TOKENS = 128  # what `hermes-plan` profiles for by default
 ESTIMATED_TOKENS = 64  # of an input that is not known yet
-WIDTH, HEIGHT, TURNS = 1024, 4096, 4  # of the matrices that are multiplied for an estimate
+WIDTH, HEIGHT, TURNS = 1024, 4096, 3  # of the matrices that are multiplied for an estimate
 BLOCK_S = 0.00006  # to multiply by one block of rows more
-TO_COME_NBYTES = 24 << 20  # of memory, until compute binds
-TOKENIZER_FACTOR = 6  # bytes of memory for a byte of tokenizer.json
+TO_COME_NBYTES = 20 << 20  # of memory, until compute binds: buffers of some models; its tokenizer it has by then
 SPARE_NBYTES = 64 << 20
 ROUNDED_NBYTES = 8 << 20  # memory differs from run to run, and the plan should not
 MEASURED, ESTIMATED, ASSUMED = "measured", "estimated", "assumed"
@@ -127,7 +126,6 @@ def _estimated(traced: Traced, checkpoint: Checkpoint, told: Told) -> ModelProfi
     first_s = seconds_per_byte(traced.skeleton.dtype, told.batch * ESTIMATED_TOKENS) if decoding else again_s
     settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values")
     base = memory.quick(os.getpid()).total_nbytes + TO_COME_NBYTES
-    base += TOKENIZER_FACTOR * _size(checkpoint.directory / "tokenizer.json")
     base = -(-base // ROUNDED_NBYTES) * ROUNDED_NBYTES
     return ModelProfile(
         granularities=tuple(
@@ -172,8 +170,8 @@ def _units(division: Division, again_s: float, first_s: float) -> tuple[UnitCost
 
 def seconds_per_byte(dtype: torch.dtype, rows: int) -> float:
     """What a byte of weights costs a pass over `rows` positions: the best of a few products of matrices."""
-    weights = torch.empty(TURNS, HEIGHT, WIDTH, dtype=dtype).normal_()
-    states = torch.randn(rows, WIDTH).to(dtype)
+    weights = torch.ones(TURNS, HEIGHT, WIDTH, dtype=dtype)  # no more than that: memory for a start counts
+    states = torch.ones(rows, WIDTH, dtype=dtype)
     times = []
     with torch.inference_mode():
         for weight in weights:
@@ -181,10 +179,3 @@ def seconds_per_byte(dtype: torch.dtype, rows: int) -> float:
             F.linear(states, weight)
             times.append(time.perf_counter() - started)
     return sorted(times)[1] / (HEIGHT * WIDTH * dtype.itemsize)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 from launching import launch
 
 from hermes_mp.cli import show_config
-from hermes_mp.cli.options import key_of, parse, parse_with_sources
+from hermes_mp.cli.options import LAUNCH, key_of, parse, parse_with_sources
 from hermes_mp.config import LaunchConfig, options_of
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=20)
 SOME = {
-    "model": TEXT.map(lambda text: "/" + text), "loaders": st.integers(1, 64), "memory": st.integers(1, 2**49),
+    "model": TEXT.map(lambda text: "/" + text), "loaders": st.one_of(st.none(), st.integers(1, 64)),
+    "memory": st.one_of(st.integers(1, 2**49), st.sampled_from(["auto", None])),
     "context": st.integers(1, 2**24), "batch": st.integers(1, 4096), "dtype": st.sampled_from(["auto", "bfloat16"]),
     "prompt": st.lists(TEXT, min_size=1, max_size=3).map(tuple), "token_ids": st.just((5, 17, 9)),
     "temperature": st.floats(0, 100), "top_p": st.floats(1e-6, 1), "seed": st.integers(0, 2**63 - 1),
@@ -38,7 +40,8 @@ def test_a_launch_file_of_it_is_the_same_run(
 def test_every_value_says_where_it_came_from(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('loaders = 2\nmemory = "700MiB"\nseed = 7\n')
-    config, sources = parse_with_sources([str(file), "--seed", "8", "--prompt", "a", "--prompt", "b", "--show-config"])
+    words = [str(file), "--seed", "8", "--prompt", "a", "--prompt", "b", "--show-config"]
+    config, sources = parse_with_sources(LAUNCH, words)
     shown = json.loads(show_config.as_json(config, sources))["config"]
     assert list(shown) == [key_of(one.name) for one, _ in options_of(LaunchConfig) if one.name != "show_config"]
     assert shown["loaders"] == {"value": 2, "source": str(file), "in_words": None}
@@ -52,10 +55,19 @@ def test_every_value_says_where_it_came_from(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_others_say_what_a_value_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(show_config.IN_WORDS, "loaders", lambda config: f"{config.loaders} of 4 cores")
-    assert "loaders = 3" in (text := show_config.as_launch_file(LaunchConfig(), {}))
-    assert "# default: 3 of 4 cores" in text
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("memory", "auto", r"[0-9.]+ GiB now = [0-9.]+ GiB that .+ can spare, less [0-9.]+ GiB"),
+        ("memory", None, "no limit"), ("memory", 3 << 30, "3072 MiB"),
+        ("loaders", None, "[0-9]+ to begin with, then .*"),
+    ],
+)  # fmt: skip
+def test_it_says_what_a_value_comes_to(field: str, value: object, says: str) -> None:
+    config = LaunchConfig(**{field: value})  # type: ignore[arg-type]
+    shown = json.loads(show_config.as_json(config, {}))["config"][field]
+    assert re.fullmatch(says, shown["in_words"])
+    assert f"# default: {shown['in_words']}" in show_config.as_launch_file(config, {})
 
 
 def test_the_command_prints_it_and_runs_nothing(home: Path) -> None:
