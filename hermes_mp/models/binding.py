@@ -45,6 +45,7 @@ class Binder:
         self._bases: dict[int, int] = {}
         self._lingering: int | None = None
         self._depth = 0
+        self._weights: dict[int, tuple[int, nn.Parameter]] = {}
 
     # --- passes
 
@@ -122,9 +123,20 @@ class Binder:
         at = self._layouts[piece.unit].at
         for bound in piece.bounds:
             info = bound.source.info
-            bound.module._parameters[bound.leaf] = weight_at(
-                self.supply.buffer, base + at[info.name], info.shape, bound.source
-            )
+            bound.module._parameters[bound.leaf] = self.weight(bound, base + at[info.name], info.shape, bound.source)
+
+    def weight(self, key: object, offset: int, shape: tuple[int, ...], source: Source) -> nn.Parameter:
+        """`weight_at` in the supply's buffer; where `key` was there the last time too, the same object.
+
+        A resident lies where it lay: making its parameters anew costs 10 us each.
+        """
+        known = self._weights.get(id(key))
+        if known is not None and known[0] == offset:
+            return known[1]
+        weight = weight_at(self.supply.buffer, offset, shape, source)
+        if source.dtype == source.file_dtype:
+            self._weights[id(key)] = offset, weight
+        return weight
 
     def own(self, output: Any) -> Any:
         """The piece's output, with tensors that lie in a slot (a weight handed out, or a view of one) copied out of it.

@@ -6,8 +6,6 @@ by the same kernels in the same order. Knows the supply, not the processes behin
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
@@ -67,9 +65,8 @@ class SuppliedMatrix:
         fused = inputs.dim() == 2 or _computed_as(inputs).is_contiguous()
         out: torch.Tensor | None = None
         for block in self._matrix.blocks or self._unforeseen():
-            base, buffer = self._hold(block)
+            weight = self._hold(block)
             try:
-                weight = weight_at(buffer, base + block.at, (block.rows, columns), self._matrix.source)
                 added = None if bias is None else bias[block.first : block.last]
                 with as_loaded():
                     part = F.linear(flat, weight, added if fused else None)
@@ -86,17 +83,20 @@ class SuppliedMatrix:
         assert out is not None
         return out.view(*inputs.shape[:-1], rows)
 
-    def _hold(self, block: Block) -> tuple[int, Any]:
-        """The byte where the block's slot begins, and of what."""
+    def _hold(self, block: Block) -> torch.Tensor:
+        """The block's weight, in its slot or read now."""
+        source = self._matrix.source
+        shape = (block.rows, source.info.shape[1])
         if block.unit >= 0:
-            return self._binder.hold(block.unit), self._binder.supply.buffer
-        info = self._matrix.source.info
+            base = self._binder.hold(block.unit)
+            return self._binder.weight(block, base + block.at, shape, source)
+        info = source.info
         row_nbytes = self._matrix.row_nbytes
         offset, nbytes = info.begin + block.first * row_nbytes, block.rows * row_nbytes
         memory = memory_like(offset, nbytes)
         with self._binder.lock:
-            self._binder.supply.read_rows(self._matrix.source.file, [(offset, nbytes)], memory)
-        return 0, memory
+            self._binder.supply.read_rows(source.file, [(offset, nbytes)], memory)
+        return weight_at(memory, 0, shape, source)
 
     def _unforeseen(self) -> list[Block]:
         """Blocks of no unit: the trace saw this matrix looked up only. Right, but not read ahead."""

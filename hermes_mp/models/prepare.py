@@ -5,21 +5,19 @@ Compute does this while the loaders already read. It binds nothing and knows no 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
 
 from hermes_mp.errors import ContextTooLong
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.models.division import Division, cast_nbytes
 from hermes_mp.models.footprint import DEFAULT_CONTEXT, Footprint, measure, model_maximum
-from hermes_mp.models.skeleton import Skeleton, build_skeleton
+from hermes_mp.models.skeleton import Skeleton, Source, build_skeleton
 from hermes_mp.models.trace import Trace, trace_forward
 from hermes_mp.models.units import divide
+
+MOST_ROOMS, LEAST_ROOM_NBYTES = 5, 4 << 20
 
 
 @dataclass
@@ -29,19 +27,52 @@ class Prepared:
     footprint: Footprint
 
 
-def prepare(
+@dataclass
+class Traced:
+    """A model that is built and traced; it may be divided several times, until it is streamed.
+
+    `footprint`: of `batch` sequences of `positions`, without what a division adds.
+    """
+
+    skeleton: Skeleton
+    trace: Trace
+    footprint: Footprint
+    batch: int
+    positions: int
+
+    def divide(self, room: int | None = None) -> Prepared:
+        """Into units of at most `room` bytes, see `units.divide`; raises what that does."""
+        division = divide(self.skeleton, self.trace, room)
+        scratch = cast_nbytes(division)
+        scratch += self.batch * _matrices_nbytes(self.skeleton, self.trace, division, self.positions)
+        return Prepared(self.skeleton, division, replace(self.footprint, constant_nbytes=scratch))
+
+    def granularities(self) -> list[tuple[int | None, Prepared]]:
+        """The divisions that are worth planning with: by layers, then each with half the room of the one before."""
+        found: list[tuple[int | None, Prepared]] = [(None, self.divide())]
+        layer = found[0][1].division.list.slot_nbytes
+        for room in (layer >> part for part in range(1, MOST_ROOMS + 1)):
+            if room >= LEAST_ROOM_NBYTES:
+                finer = self.divide(room)
+                if finer.division.list.slot_nbytes < 0.9 * found[-1][1].division.list.slot_nbytes:
+                    found.append((room, finer))
+        return found
+
+    def sources(self) -> set[Source]:
+        """Every weight once."""
+        return set(self.skeleton.parameters.values())
+
+
+def trace_model(
     checkpoint: Checkpoint,
     dtype: str,
     context: int | None,
     batch: int,
     say: Callable[[str], None] = lambda _: None,
-    room: int | None = None,
-) -> Prepared:
-    """Build, trace and divide the model of `checkpoint` for `batch` sequences of `context` positions.
+) -> Traced:
+    """Build and trace the model of `checkpoint` for `batch` sequences of `context` positions.
 
-    `room`: bytes that a unit may take, see `divide`.
-
-    Raises the errors of `build_skeleton` and `divide`; ContextTooLong where `context` exceeds the model's maximum.
+    Raises the errors of `build_skeleton`; ContextTooLong where `context` exceeds the model's maximum.
     """
     directory: Path = checkpoint.directory
     say("building the model without its weights")
@@ -52,10 +83,19 @@ def prepare(
     positions = context or min(DEFAULT_CONTEXT, maximum or DEFAULT_CONTEXT)
     say("tracing the order of its weights")
     trace = trace_forward(skeleton.model, batch, positions)
-    division = divide(skeleton, trace, room)
-    scratch = cast_nbytes(division) + batch * _matrices_nbytes(skeleton, trace, division, positions)
-    footprint = measure(skeleton.model, trace, batch, positions, scratch)
-    return Prepared(skeleton, division, footprint)
+    return Traced(skeleton, trace, measure(skeleton.model, trace, batch, positions, 0), batch, positions)
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    dtype: str,
+    context: int | None,
+    batch: int,
+    say: Callable[[str], None] = lambda _: None,
+    room: int | None = None,
+) -> Prepared:
+    """Build, trace and divide the model: `trace_model`, then `Traced.divide`."""
+    return trace_model(checkpoint, dtype, context, batch, say).divide(room)
 
 
 def _matrices_nbytes(skeleton: Skeleton, trace: Trace, division: Division, positions: int) -> int:
@@ -70,18 +110,3 @@ def _matrices_nbytes(skeleton: Skeleton, trace: Trace, division: Division, posit
             rows = max(block.rows for block in matrix.blocks)
             part = max(part, rows * 4 if is_head else rows * positions * skeleton.dtype.itemsize)
     return looked_up + part
-
-
-def settle(dtype: torch.dtype) -> None:
-    """Make torch's lazy allocations now and give freed memory back, so that what is measured next is what stays."""
-    with torch.no_grad():
-        states = torch.randn(1, 64, 256, dtype=dtype)
-        weight = torch.randn(256, 256, dtype=dtype)
-        for inputs in (states, states[:, :1]):
-            F.gelu(F.layer_norm(F.linear(inputs, weight, weight[0]), (256,)))
-            torch.softmax(F.linear(inputs, weight), -1, dtype=torch.float32)
-        heads = states.view(1, 64, 4, 64).transpose(1, 2)
-        F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
-    if trim is not None:
-        trim(0)
