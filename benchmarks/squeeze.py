@@ -69,7 +69,9 @@ def run(options: argparse.Namespace, trace: Path | None) -> dict[str, Any]:
         "--model", str(options.models / options.model), "--token-ids", PROMPT, "--max-new-tokens", str(options.tokens),
         "--loaders", str(options.loaders), "--memory", options.memory, "--context", "128", "--json",
     ]  # fmt: skip
-    words += ["--trace", str(trace)] if trace is not None else []
+    if trace is not None:
+        trace.unlink(missing_ok=True)  # of an earlier run: how far this one is, is read from it
+        words += ["--trace", str(trace)]
     drop_caches()
     with memory_limit(options.mib << 20) as group:
         folder = group.folder

@@ -19,8 +19,7 @@ class Accounting:
         self.compute = 0
         self._crew, self._compute_name, self._exactly = crew, compute_name, exactly
         self._file_shares: dict[int, float] = {}
-        self._needs = Needs(0, 0, 0, 0)
-        self.promised_nbytes = 0  # set aside when the budget was divided, and not taken at the last sample
+        self._taken_nbytes = self._base_nbytes = self._reserve_nbytes = 0
         self._next_s = 0.0
 
     def due(self) -> bool:
@@ -49,11 +48,13 @@ class Accounting:
                 # At most all: a process that has just begun its program may have had none of it a moment before.
                 self._file_shares[pid] = min(1.0, exact.file_nbytes / max(1, quick.file_nbytes))
             found[name] = quick.private_nbytes + int(self._file_shares[pid] * quick.file_nbytes) + quick.tables_nbytes
-        needs, compute = self._needs, found.get(self._compute_name, 0)
-        loaders = sum(found.values()) - found["daemon"] - compute
-        shares = (needs.daemon - found["daemon"], needs.loaders - loaders, needs.compute + needs.reserve - compute)
-        self.promised_nbytes = sum(max(0, nbytes) for nbytes in shares)
+        self._taken_nbytes = found.get(self._compute_name, 0)
         return found, exactly
+
+    @property
+    def promised_nbytes(self) -> int:
+        """What was set aside for compute's KV cache and activations and was not taken at the last sample."""
+        return max(0, self._reserve_nbytes - max(0, self._taken_nbytes - self._base_nbytes))
 
     def needs(self, loaders: int, compute_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
         """What must be left beside the slots, by what our processes take now."""
@@ -61,8 +62,8 @@ class Accounting:
         own = max(DAEMON_NBYTES, memory.exact(os.getpid()).total_nbytes)
         # A caller's past is its own.
         start = memory.peak_nbytes(self.compute) if self.compute and self._compute_name == "compute" else 0
-        self._needs = Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes, start)
-        return self._needs
+        self._base_nbytes, self._reserve_nbytes = self._taken_nbytes, reserve_nbytes
+        return Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes, start)
 
     def held(self, needs: Needs) -> tuple[int, int]:
         """What our processes have taken already of what `needs` sets aside, in bytes: their own, and of mapped files.
