@@ -208,12 +208,18 @@ class LaunchConfig(RunConfig):
     quiet: bool = _option(False, SWITCH, "show the answers only: no progress, no report", "", _OUTPUT)
 
 
+BUDGET = Kind(
+    "a size such as 700MiB, 3GiB or a number of bytes", parse_size,
+    lambda value: parse_size(value),  # type: ignore[arg-type]  # it checks the type itself
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class PlanConfig(RunConfig):
     """A question to `hermes-plan`: how would this model run on this machine?"""
 
     memory: int | None = _option(
-        None, SIZE, "plan for this budget and say why; without it: a table from the smallest budget to the one with "
+        None, BUDGET, "plan for this budget and say why; without it: a table from the smallest budget to the one with "
         "which everything fits", "SIZE", _RUN,
     )  # fmt: skip
     tokens: int = _option(128, _whole(1, 2**24), "length of the input, or of the prompt", "N", _RUN)
