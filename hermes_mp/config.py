@@ -94,10 +94,6 @@ def _choice(*names: str) -> Kind:
     return Kind("one of " + ", ".join(names), check, check)
 
 
-def _check_size(value: object) -> object:
-    return parse_size(value)  # type: ignore[arg-type]  # it checks the type itself
-
-
 def _check_text(value: object) -> object:
     return _require(value, isinstance(value, str) and value != "" and "\0" not in value)
 
@@ -116,11 +112,18 @@ def _check_switch(value: object) -> object:
     return _require(value, isinstance(value, bool))
 
 
-SIZE = Kind("a size such as 700MiB, 3GiB or a number of bytes", _check_size, _check_size)
+def _check_memory(value: object) -> object:
+    """`None` is what the word none stands for, which a file and a flag can say."""
+    if value is None or value == "none":
+        return None
+    return "auto" if value == "auto" else parse_size(value)  # type: ignore[arg-type]  # it checks the type itself
+
+
 def _check_loaders(value: object) -> object:
     return None if value is None or value == "auto" else _LOADERS.check(value)
 
 
+MEMORY = Kind("auto, none, a size such as 700MiB or 3GiB, or a number of bytes", _check_memory, _check_memory)
 _LOADERS = _whole(1, 64)
 LOADERS = Kind(
     "auto or " + _LOADERS.what, lambda text: _check_loaders(text if text == "auto" else int(text)), _check_loaders
@@ -150,9 +153,10 @@ class RunConfig:
         None, LOADERS, "processes that read weights in parallel (default: auto, as many as hermes-plan would take)",
         "N", _RUN,
     )  # fmt: skip
-    memory: int | None = _option(
-        None, SIZE, "never use more than this, all our processes together (700MiB, 3GiB); without it: loaders + 1 "
-        "slots and no limit", "SIZE", _RUN,
+    memory: int | str | None = _option(
+        "auto", MEMORY, "never use more than this, all our processes together (700MiB, 3GiB); auto: what the machine "
+        "and its cgroup can spare, less a reserve of 64 MiB or a twentieth; none: loaders + 1 slots and no limit",
+        "SIZE", _RUN,
     )  # fmt: skip
     context: int | None = _option(
         None, _whole(1, 2**24), "positions to reserve memory for, prompt and answer (default: 2048, or the model's "

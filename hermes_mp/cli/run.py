@@ -36,7 +36,8 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     console.model(config.model or "all-MiniLM-L6-v2")
     checkpoint = find_checkpoint(directory)
     trace = TraceWriter(config.trace, started_ns) if config.trace else None
-    ledger = Ledger(quarters.loaders, config.memory, started_ns)
+    named = config.memory if isinstance(config.memory, int) else None
+    ledger = Ledger(quarters.loaders, named, started_ns, auto=config.memory == "auto")
     requests, lines, line_request = _requests(config)
     front = LaunchFront(console, ledger, trace, requests, lines, line_request, signals.wakeup_fd)
     settings = DaemonSettings(
@@ -56,6 +57,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             ledger.pages = quarters.arena.pages
             ledger.slots = len(daemon.slots.bases)
             ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
+            ledger.budget_nbytes = daemon.slots.budget_nbytes
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:

@@ -75,7 +75,7 @@ def test_a_trace_has_a_row_for_every_agent(models: Path, home: Path) -> None:
 @pytest.mark.parametrize("stopped", ["before the answer", "within it"])
 def test_a_terminal_is_never_silent(models: Path, home: Path, stopped: str) -> None:
     """The loaders hang: for 4 s nothing at all happens, and still something moves on the screen."""
-    arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 40)
+    arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 40, "--memory", "none")
     plain = launch(home.with_name("plain"), *arguments, "--quiet").out
     with Launch(home, *arguments, "--loaders", 2, terminal=True) as run:
         if stopped == "within it":
