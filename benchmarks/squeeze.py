@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from board import Unavailable, drop_caches, memory_limit, undo_when_ended
+from hermes_mp.bench.board import Unavailable, drop_caches, memory_limit, undo_when_ended
 
 STEP_NBYTES = 16 << 20
 SHARE = 0.30
@@ -71,7 +71,8 @@ def run(options: argparse.Namespace, trace: Path | None) -> dict[str, Any]:
     ]  # fmt: skip
     words += ["--trace", str(trace)] if trace is not None else []
     drop_caches()
-    with memory_limit(options.mib << 20) as folder:
+    with memory_limit(options.mib << 20) as group:
+        folder = group.folder
         command = [sys.executable, "-m", "hermes_mp.cli.launch", *words]
         with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=lambda: enter(folder)) as process:
             grown = 0
@@ -122,7 +123,7 @@ def timeline(trace: Path, reserve_nbytes: int) -> dict[str, Any]:
         return sorted((event for event in events if event["name"] == name), key=lambda event: event["ts"])
 
     free = [(event["ts"] / 1e6, event["args"]["MiB"]) for event in of("free memory")]
-    slots = [(event["ts"] / 1e6, event["args"]["slots"]) for event in of("slots")]
+    slots = [(event["ts"] / 1e6, sum(event["args"].values())) for event in of("slots")]
     most = max(count for _, count in slots)
     full_s = next(at for at, count in slots if count == most)
     short_s = next((at for at, mib in free if at > full_s and mib < reserve_nbytes / 2**20), None)

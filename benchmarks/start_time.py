@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from board import preferred, undo_when_ended
+from hermes_mp.bench.board import preferred, undo_when_ended
 
 
 def main() -> None:

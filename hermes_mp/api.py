@@ -43,6 +43,8 @@ def load(
     count_caller: bool = True,
     _slots: int | None = None,
     _room: int | None = None,
+    _eager: bool = True,
+    _trace: str | None = None,
 ) -> Any:
     """A model for inference on streamed weights: an instance of its transformers class, also a context manager.
 
@@ -65,7 +67,7 @@ def load(
         dtype=dtype,
     )
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
-    behind = _Behind(config, checkpoint, _slots)
+    behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
     try:
         made = _build(config, checkpoint, behind, count_caller, _room)
     except BaseException:
@@ -114,7 +116,7 @@ def _build(
 class _Behind:
     """The daemon and what connects us with it. Knows nothing of the model, so that the model can be dropped."""
 
-    def __init__(self, config: RunConfig, checkpoint: Checkpoint, slots: int | None) -> None:
+    def __init__(self, config: RunConfig, checkpoint: Checkpoint, private: dict[str, Any]) -> None:
         self._pid = os.getpid()
         self._closed = False
         self.lock = threading.RLock()  # whoever holds it may use the link
@@ -130,11 +132,11 @@ class _Behind:
             "batch": config.batch,
             "dtype": config.dtype,
             "threads": None,
-            "slots": slots,
             "caller_death_fd": self._death.read_fd,
             "arena_fd": self._arena.fd,
             "granule": self._arena.granule,
             "ready_fd": ready_fd,
+            **private,
         }
         fds = (self._death.read_fd, self._arena.fd, ready_fd)
         self._daemon: Child = spawn("hermes_mp.agents.guest", "hermes: daemon", [json.dumps(settings)], fds)

@@ -94,6 +94,10 @@ def _choice(*names: str) -> Kind:
     return Kind("one of " + ", ".join(names), check, check)
 
 
+def _check_size(value: object) -> object:
+    return parse_size(value)  # type: ignore[arg-type]  # it checks the type itself
+
+
 def _check_text(value: object) -> object:
     return _require(value, isinstance(value, str) and value != "" and "\0" not in value)
 
@@ -123,6 +127,7 @@ def _check_loaders(value: object) -> object:
     return None if value is None or value == "auto" else _LOADERS.check(value)
 
 
+SIZE = Kind("a size such as 700MiB, 3GiB or a number of bytes", _check_size, _check_size)
 MEMORY = Kind("auto, none, a size such as 700MiB or 3GiB, or a number of bytes", _check_memory, _check_memory)
 _LOADERS = _whole(1, 64)
 LOADERS = Kind(
@@ -210,12 +215,9 @@ class LaunchConfig(RunConfig):
         False, SWITCH, "measure memory exactly, 20 times a second: slows the run", "", _OUTPUT
     )
     quiet: bool = _option(False, SWITCH, "show the answers only: no progress, no report", "", _OUTPUT)
-
-
-BUDGET = Kind(
-    "a size such as 700MiB, 3GiB or a number of bytes", parse_size,
-    lambda value: parse_size(value),  # type: ignore[arg-type]  # it checks the type itself
-)  # fmt: skip
+    show_config: bool = _option(
+        False, SWITCH, "print every value and where it came from, as a launch file, and do not run", "", _OUTPUT
+    )
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ class PlanConfig(RunConfig):
     """A question to `hermes-plan`: how would this model run on this machine?"""
 
     memory: int | None = _option(
-        None, BUDGET, "plan for this budget and say why; without it: a table from the smallest budget to the one with "
+        None, SIZE, "plan for this budget and say why; without it: a table from the smallest budget to the one with "
         "which everything fits", "SIZE", _RUN,
     )  # fmt: skip
     tokens: int = _option(128, _whole(1, 2**24), "length of the input, or of the prompt", "N", _RUN)

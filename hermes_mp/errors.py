@@ -157,7 +157,7 @@ class DownloadFailed(MachineError):
 
 
 class WriteFailed(MachineError):
-    """Standard output cannot be written: a full disk, an error of the device."""
+    """Standard output, or a model that is made, cannot be written: a full disk, an error of the device."""
 
     exit_code = 33
     attempt = "see where standard output goes, and whether there is room"

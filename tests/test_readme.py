@@ -18,10 +18,11 @@ FOLDERS = {
     "hermes_mp/models": "torch: from a checkpoint to a model on streamed weights",
     "hermes_mp/models/tasks": "what a model is for",
     "hermes_mp/agents": "the processes: thin shells around core",
-    "hermes_mp/cli": "hermes-launch",
+    "hermes_mp/bench": "hermes-bench: modes, disks and peers side by side",
+    "hermes_mp/cli": "hermes-launch, hermes-bench",
     "benchmarks": "scripts that print the figures above",
     "cluster": "what a board needs",
-    "docs": "the JSON of --json, the exit codes",
+    "docs": "the JSON of --json, the exit codes, hermes-bench",
     "launch": "ready runs, one TOML each",
     "tests": "one folder per part; faults/ kills real processes, slow/ runs real sizes",
 }

@@ -24,18 +24,25 @@ MAY_IMPORT = {
     "host": {"host", "core", "base"},
     "models": {"models", "host", "core", "base"},
     "agents": {"agents", "models", "host", "core", "base"},
-    "cli": {"cli", "agents", "models", "host", "core", "base", "top"},
+    "bench": {"bench", "agents", "models", "host", "core", "base", "top"},
+    "cli": {"cli", "bench", "agents", "models", "host", "core", "base", "top"},
     "top": {"top", "agents", "models", "host", "core", "base"},
 }
 # Facilities that exactly these files may touch; a trailing * is any ending.
 ONLY_IN = {
     "zmq": {"host/wire.py"},
     "msgpack": {"host/codec.py"},
-    "torch": {"models/*", "agents/compute*", "api.py"},
-    "transformers": {"models/*", "agents/compute*", "api.py"},
+    "torch": {"models/*", "agents/compute*", "api.py", "bench/worker.py", "bench/make_model.py"},
+    "transformers": {"models/*", "agents/compute*", "api.py", "bench/worker.py", "bench/make_model.py"},
+    "matplotlib": {"bench/plots.py"},
+    "psutil": {"bench/process.py"},
+    "accelerate": {"bench/worker.py"},
     "numpy": {"models/*", "agents/compute*"},
     "huggingface_hub": {"host/hub.py"},
-    "ctypes": {"host/arena.py", "host/code_pages.py", "host/deathwatch.py", "host/scheduling.py", "models/*"},
+    "ctypes": {
+        "host/arena.py", "host/code_pages.py", "host/deathwatch.py", "host/scheduling.py", "models/*",
+        "bench/worker.py",
+    },
     "multiprocessing": set(),
     "pickle": set(),
 }
@@ -140,6 +147,12 @@ def test_an_agent_loads_only_what_is_on_its_list(module: str) -> None:
     packages = {name.partition(".")[0] for name in loaded if "cython" not in name.partition(".")[0]}  # its runtime
     assert packages - sys.stdlib_module_names - {"__main__"} == AGENT_PACKAGES[module]
     assert not loaded & HEAVY
+
+
+def test_a_benchmark_imports_no_torch_but_in_its_workers() -> None:
+    """It would take memory and threads beside what it measures."""
+    assert not {"torch", "transformers", "numpy"} & loaded_modules("hermes_mp.bench.measure")
+    assert not {"torch", "transformers", "numpy", "matplotlib"} & loaded_modules("hermes_mp.cli.bench")
 
 
 def test_launch_and_cluster_are_no_packages() -> None:

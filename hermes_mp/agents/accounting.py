@@ -59,7 +59,9 @@ class Accounting:
         """What must be left beside the slots, by what our processes take now."""
         each = max([LOADER_NBYTES, *(memory.exact(pid).total_nbytes for pid in self._crew.pids().values())])
         own = max(DAEMON_NBYTES, memory.exact(os.getpid()).total_nbytes)
-        self._needs = Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes)
+        # A caller's past is its own.
+        start = memory.peak_nbytes(self.compute) if self.compute and self._compute_name == "compute" else 0
+        self._needs = Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes, start)
         return self._needs
 
     def held(self, needs: Needs) -> tuple[int, int]:

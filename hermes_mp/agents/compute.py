@@ -7,6 +7,7 @@ It never touches the terminal; what it has to say goes to the daemon as messages
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -81,6 +82,7 @@ class _Compute:
 
     def run(self) -> None:
         directory = Path(self.settings["directory"])
+        gc.disable()  # nothing that is imported goes; looking for what could takes a tenth of the start
         self.supply.say("importing torch")
         from hermes_mp.models.light_imports import import_lightly
 
@@ -95,10 +97,12 @@ class _Compute:
         from hermes_mp.models.settle import settle
         from hermes_mp.models.streamed import stream
         from hermes_mp.models.tasks.task import open_task
+        from hermes_mp.models.tasks.text_input import open_early
 
         _quiet_libraries()
         checkpoint = find_checkpoint(directory)
         settings = self.settings
+        open_early(directory)
         traced = trace_model(
             checkpoint, settings["dtype"], settings["context"], settings["batch"], self.supply.say
         )
@@ -123,6 +127,8 @@ class _Compute:
         )
         task = open_task(model, directory, self.settings["options"])
         settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")
+        gc.freeze()  # nor later
+        gc.enable()
         base = memory.quick(os.getpid()).total_nbytes
         # An image is prepared before its pass needs the reserve.
         wish = IMAGE_NBYTES if model.main_input_name == "pixel_values" else 0

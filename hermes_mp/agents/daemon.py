@@ -94,7 +94,8 @@ class DaemonSettings:
     options: dict[str, Any] = field(default_factory=dict)
     caller_death_fd: int = -1
     sample_exactly: bool = False
-    slots: int | None = None  # so many, whatever the budget says; for tests
+    slots: int | None = None  # so many, whatever the budget says; for tests and benchmarks
+    eager: bool = True  # read before compute asks for its first unit
 
     @property
     def has_caller(self) -> bool:
@@ -386,9 +387,8 @@ class Daemon:
         except HermesError as error:
             self.end(error)
             return
-        unitcache.remember(
-            self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes, self.plan)
-        )
+        base = max(message.base_nbytes, needs.start - message.reserve_nbytes)  # the next start must have room, too
+        unitcache.remember(self._cache, unitcache.Remembered(units, base, message.reserve_nbytes, self.plan))
         if self.settings.loaders is None:
             unitcache.remember_loaders(str(self.settings.checkpoint.directory), self.plan.loaders)
         self.divided = True
@@ -424,7 +424,10 @@ class Daemon:
             self.units = units
             if units.units:
                 sizes = [unit.nbytes for unit in units.units]
-                self.mind = Pipeload(sizes, self.slots.slot_nbytes, self.plan.loaders, self.plan.window or None, True)
+                self.mind = Pipeload(
+                    sizes, self.slots.slot_nbytes, self.plan.loaders, self.plan.window or None, more=True,
+                    eager=self.settings.eager,
+                )  # fmt: skip
                 for peer in self._started:
                     self._name_files(peer)
         self._feed(SlotsWanted(max(1, count), self.plan.window))
@@ -477,6 +480,7 @@ class Daemon:
             return
         for action in self.mind.handle(event, time.monotonic_ns()):
             self._perform(action)
+        self.front.slots_changed(self.mind.slots)
 
     def _perform(self, action: pipeload.Action) -> None:
         if isinstance(action, Load):

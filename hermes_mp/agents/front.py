@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from hermes_mp.core.slots import Slots
 from hermes_mp.core.squeeze import Change
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.messages import FromCompute, Ticket, UnitDone, UnitLoaded, UnitNo
@@ -21,6 +22,9 @@ class Front(Protocol):
 
     def done(self, message: UnitDone, unit: UnitNo, loaded_by: Ticket) -> None:
         """`loaded_by` is the ticket of the load that brought the unit."""
+
+    def slots_changed(self, slots: Slots) -> None:
+        """Some slot may have another owner now."""
 
     def ready(self, units: UnitList) -> None:
         """Compute can be given requests."""
@@ -55,6 +59,8 @@ class SilentFront:
     def loaded(self, message: UnitLoaded, unit: UnitNo) -> None: ...
 
     def done(self, message: UnitDone, unit: UnitNo, loaded_by: Ticket) -> None: ...
+
+    def slots_changed(self, slots: Slots) -> None: ...
 
     def ready(self, units: UnitList) -> None: ...
 

@@ -6,22 +6,26 @@ follow that thread. It shows nothing to anybody; what goes wrong is told to the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from setproctitle import setproctitle
 
 from hermes_mp.agents.daemon import Daemon, DaemonSettings
-from hermes_mp.agents.front import SilentFront
+from hermes_mp.agents.front import Front, SilentFront
 from hermes_mp.agents.quarters import Quarters, loaders_to_start
+from hermes_mp.agents.tracing import TracingFront
 from hermes_mp.errors import HermesError, InvariantBroken
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.host.trace import TraceWriter
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,7 +38,10 @@ def main(arguments: Sequence[str]) -> int:
         arena = Arena(settings.pop("arena_fd"), settings.pop("granule"))
         quarters = Quarters(loaders_to_start(settings["loaders"], settings["directory"]), settings["memory"], arena)
         checkpoint = find_checkpoint(Path(settings.pop("directory")))
-        with Daemon(DaemonSettings(checkpoint=checkpoint, **settings), quarters, SilentFront()) as daemon:
+        with (
+            _front(settings.pop("trace")) as front,
+            Daemon(DaemonSettings(checkpoint=checkpoint, **settings), quarters, front) as daemon,
+        ):
             signal.signal(signal.SIGTERM, lambda number, frame: daemon.end())
             ready.write(json.dumps({"endpoint": daemon.hub.endpoint}))
             ready.close()
@@ -52,6 +59,16 @@ def main(arguments: Sequence[str]) -> int:
         traceback.print_exc(file=sys.stderr)
         return _tell(ready, InvariantBroken(f"{type(error).__name__}: {error}"))
     return 0
+
+
+@contextlib.contextmanager
+def _front(trace: str | None) -> Iterator[Front]:
+    """One that shows nothing, or writes the trace."""
+    if trace is None:
+        yield SilentFront()
+        return
+    with TraceWriter(trace, time.monotonic_ns()) as writer:
+        yield TracingFront(writer)
 
 
 def _tell(ready: Any, error: HermesError) -> int:

@@ -10,13 +10,14 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from hermes_mp.agents.tracing import TracingFront
 from hermes_mp.cli.console import Console
 from hermes_mp.cli.lines import LineSource
 from hermes_mp.core.ledger import Ledger
+from hermes_mp.core.slots import Slots
 from hermes_mp.core.squeeze import Change
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import HermesError
-from hermes_mp.host.trace import TraceWriter
 from hermes_mp.messages import (
     FromCompute,
     PassEnded,
@@ -45,7 +46,7 @@ class LaunchFront:
         self,
         console: Console,
         ledger: Ledger,
-        trace: TraceWriter | None,
+        trace: TracingFront | None,
         requests: list[dict[str, Any]],
         lines: LineSource | None,
         line_request: dict[str, Any],
@@ -80,10 +81,10 @@ class LaunchFront:
         self._next()
 
     def told(self, message: FromCompute) -> None:
+        if self._trace is not None:
+            self._trace.told(message)
         if isinstance(message, Progress):
             self._console.phase(message.text)
-            if self._trace is not None:
-                self._trace.instant("compute", message.text, time.monotonic_ns())
         elif isinstance(message, TextStreamed):
             self._console.stream(message.text, self._label)
         elif isinstance(message, PassStarted):
@@ -94,10 +95,6 @@ class LaunchFront:
             self._pass_ended(message)
         elif isinstance(message, RowsRead):
             self._ledger.rows_read(message)
-            if self._trace is not None:
-                self._trace.complete(
-                    "compute", "read rows", message.started_ns, message.ended_ns, nbytes=message.nbytes
-                )
         elif isinstance(message, RequestAnswered):
             self._parts += message.text
             if message.last:
@@ -113,20 +110,19 @@ class LaunchFront:
         self._ledger.unit_loaded(message)
         self._read_nbytes += message.nbytes
         if self._trace is not None:
-            self._trace.complete(
-                f"loader {message.loader}", f"read unit {unit}", message.started_ns, message.ended_ns,
-                unit=unit, ticket=message.ticket, nbytes=message.nbytes,
-            )  # fmt: skip
+            self._trace.loaded(message, unit)
 
     def done(self, message: UnitDone, unit: UnitNo, loaded_by: Ticket) -> None:
         self._ledger.unit_done(message, loaded_by)
         if message.computed and self._pass is not None:
             self._done += 1
             self._console.units(self._done, len(self._units.units), self._read_nbytes)
-        if self._trace is not None and message.computed:
-            if message.bound_ns > message.asked_ns:
-                self._trace.complete("compute", f"wait for unit {unit}", message.asked_ns, message.bound_ns, unit=unit)
-            self._trace.complete("compute", f"compute unit {unit}", message.bound_ns, message.done_ns, unit=unit)
+        if self._trace is not None:
+            self._trace.done(message, unit, loaded_by)
+
+    def slots_changed(self, slots: Slots) -> None:
+        if self._trace is not None:
+            self._trace.slots_changed(slots)
 
     def say(self, text: str) -> None:
         self._console.note(text)
@@ -141,15 +137,14 @@ class LaunchFront:
         self._ledger.reserve_nbytes = reserve_nbytes
         if self._trace is not None:
             now_ns = time.monotonic_ns()
-            self._trace.counter("free memory", now_ns, MiB=free_nbytes / 2**20)
-            self._trace.counter("slots", now_ns, slots=slots)
+            self._trace.writer.counters("free memory", now_ns, {"MiB": free_nbytes / 2**20})
 
     def squeezed(self, change: Change, free_nbytes: int) -> None:
         self._ledger.squeezed(change)
         back = "residents return" if self._ledger.squeezes else "residents come"  # into what others have left
         what = back if change.returns else "residents leave"
         if self._trace is not None:
-            self._trace.instant("daemon", what, time.monotonic_ns(), slots=change.slots, free_nbytes=free_nbytes)
+            self._trace.writer.instant("daemon", what, time.monotonic_ns(), slots=change.slots, free_nbytes=free_nbytes)
         if change.turned:
             why = "memory is free again" if change.returns else "memory is short"
             self._console.note(f"{why} ({max(0, free_nbytes) >> 20} MiB free): {what}")
@@ -203,11 +198,9 @@ class LaunchFront:
         self._asked += 1
 
     def _pass_ended(self, message: PassEnded) -> None:
-        begun, self._pass = self._pass, None
+        self._pass = None
         self._ledger.pass_ended(message)
         self._console.phase("working on the answer")
-        if self._trace is not None and begun is not None:
-            self._trace.complete("passes", "pass", begun.at_ns, message.at_ns, rows=begun.rows, positions=begun.tokens)
 
 
 def label_of(request: dict[str, Any]) -> str:

@@ -28,9 +28,14 @@ def main(argv: list[str] | None = None) -> int:
     _open_standard_streams()
     words = sys.argv[1:] if argv is None else argv
     try:
-        config = options.parse(words)
+        config, sources = options.parse_with_sources(options.LAUNCH, words)
     except HermesError as error:
         return _refused(error, "--json" in words)
+    if config.show_config:
+        from hermes_mp.cli import show_config
+
+        print(show_config.as_json(config, sources) if config.json else show_config.as_launch_file(config, sources))
+        return 0
     try:
         with _signals() as signals, closing(quarters_of(config)) as quarters:
             from hermes_mp.cli.console import Console  # from here on the loaders start up beside us

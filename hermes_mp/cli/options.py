@@ -81,6 +81,11 @@ def parse_for(command: Command[C], argv: Sequence[str]) -> C:
 
     `--help` and `--version` print and raise SystemExit(0).
     """
+    return parse_with_sources(command, argv)[0]
+
+
+def parse_with_sources(command: Command[C], argv: Sequence[str]) -> tuple[C, dict[str, str]]:
+    """As `parse_for`, and by field what said it: "flag", or the path of the launch file; of the others nobody did."""
     try:
         return _parsed(command, argv)
     except BadOption as error:
@@ -89,22 +94,24 @@ def parse_for(command: Command[C], argv: Sequence[str]) -> C:
         raise
 
 
-def _parsed(command: Command[C], argv: Sequence[str]) -> C:
+def _parsed(command: Command[C], argv: Sequence[str]) -> tuple[C, dict[str, str]]:
     known, unknown = _parser(command).parse_known_args(list(argv))
     if unknown:
-        flags = [f"--{_key(one.name)}" for one, _ in options_of(command.config)]
+        flags = [f"--{key_of(one.name)}" for one, _ in options_of(command.config)]
         near = difflib.get_close_matches(unknown[0], flags, n=1)
         raise BadOption(f"unknown argument {unknown[0]!r}" + (f", did you mean {near[0]}?" if near else ""))
     given = vars(known)
     file = given.pop("file", None)
     values = _from_file(file) if file is not None else {}
+    sources = dict.fromkeys(values, str(file)) | dict.fromkeys(given, "flag")
     for one, option in options_of(command.config):
         if one.name in given:
-            values[one.name] = _from_flag(f"--{_key(one.name)}", option, given[one.name])
-    return command.config(**values)
+            values[one.name] = _from_flag(f"--{key_of(one.name)}", option, given[one.name])
+    return command.config(**values), sources
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """A field as launch files spell it, and flags behind two dashes."""
     return name.replace("_", "-")
 
 
@@ -129,7 +136,7 @@ def _parser(command: Command[C]) -> argparse.ArgumentParser:
             settings |= {"metavar": option.metavar}
         if option.kind.flag == "repeated":
             settings |= {"action": "append", "help": text + "; may be repeated"}
-        groups[option.group].add_argument(f"--{_key(one.name)}", **settings)
+        groups[option.group].add_argument(f"--{key_of(one.name)}", **settings)
     return parser
 
 
@@ -156,7 +163,7 @@ def _from_file(path: str) -> dict[str, Any]:
         raise BadOption(why, "a model is named with --model") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadOption(f"{path} is no TOML: {error}", "see launch/*.toml for examples") from error
-    options = {_key(one.name): (one.name, option) for one, option in options_of(LaunchConfig)}
+    options = {key_of(one.name): (one.name, option) for one, option in options_of(LaunchConfig)}
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in options:

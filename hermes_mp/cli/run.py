@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.daemon import Daemon, DaemonSettings
 from hermes_mp.agents.quarters import Quarters
+from hermes_mp.agents.tracing import TracingFront
 from hermes_mp.cli import embedded
 from hermes_mp.cli.console import Console
 from hermes_mp.cli.front import LaunchFront
@@ -39,7 +40,8 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     named = config.memory if isinstance(config.memory, int) else None
     ledger = Ledger(quarters.loaders, named, started_ns, auto=config.memory == "auto")
     requests, lines, line_request = _requests(config)
-    front = LaunchFront(console, ledger, trace, requests, lines, line_request, signals.wakeup_fd)
+    tracing = None if trace is None else TracingFront(trace)
+    front = LaunchFront(console, ledger, tracing, requests, lines, line_request, signals.wakeup_fd)
     settings = DaemonSettings(
         checkpoint, config.loaders, config.memory, config.context, config.batch, config.dtype, config.threads,
         options=_task_options(config), sample_exactly=config.sample_memory,
@@ -56,8 +58,8 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             daemon.sample(exactly=True)
             ledger.pages = quarters.arena.pages
             ledger.slots = len(daemon.slots.bases)
-            ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
             ledger.budget_nbytes = daemon.slots.budget_nbytes
+            ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:

@@ -86,6 +86,7 @@ class Pipeload:
         window: int | None = None,
         more: bool = False,
         limits: Limits | None = None,
+        eager: bool = True,
     ) -> None:
         if not units or max(units) > slot_nbytes:
             raise InvariantBroken(f"I1 every unit fits a slot: {max(units, default=0)} of {slot_nbytes} bytes")
@@ -103,6 +104,7 @@ class Pipeload:
         self._slots_wanted: int | None = None
         self._lost: NoLoadersLeft | None = None
         self._more = more
+        self._may_read_ahead = eager  # else only once compute has asked for its first unit
         self._expected = len(units)  # a pass is expected to end before this unit
         self._reach: int | None = None  # the most that was ever expected: over so many units residents are spread
         self._position = 0  # the unit expected next; len(units) after the last
@@ -206,6 +208,7 @@ class Pipeload:
             actions.append(Refuse(unit, BadMessage.exit_code, f"unit {unit} of {len(self.units)} was asked for"))
             return
         self._moved_ns = now_ns
+        self._may_read_ahead = True
         self._position = unit
         if self._reach is not None and unit >= self._reach:
             self._reach = len(self.units)
@@ -320,7 +323,7 @@ class Pipeload:
 
     def _read_ahead(self, now_ns: int, actions: list[Action]) -> None:
         count, first = self._cycle(), self._position
-        if not self.loaders.idle or len(self.slots.content) == len(self.units):
+        if not self._may_read_ahead or not self.loaders.idle or len(self.slots.content) == len(self.units):
             return
         window_full = False
         for distance in range(count if self._more else count - first):

@@ -9,17 +9,20 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from hermes_mp.core.budget import DAEMON_NBYTES, LOADER_NBYTES, slot_shape
+from hermes_mp.core.budget import slot_shape
 from hermes_mp.core.planner import plan
 from hermes_mp.core.profile import ASSUMED_DEVICE, DeviceProfile, Granularity, ModelProfile, UnitCost
+from hermes_mp.core.squeeze import reserve_nbytes
 from hermes_mp.errors import BudgetTooSmall, ReadFailed
 from hermes_mp.host import diskspeed, memory, profilecache
+from hermes_mp.host.ceilings import Ceilings
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.messages import RunPlan
 from hermes_mp.models.division import Division
@@ -34,17 +37,14 @@ WIDTH, HEIGHT, TURNS = 1024, 4096, 6  # of the matrices that are multiplied for 
 BLOCK_S = 0.00006  # to multiply by one block of rows more
 TO_COME_NBYTES = 24 << 20  # of memory, until compute binds
 TOKENIZER_FACTOR = 6  # bytes of memory for a byte of tokenizer.json
-SPARE_SHARE = 0.95  # the daemon keeps some in reserve
+SPARE_NBYTES = 64 << 20
 ROUNDED_NBYTES = 8 << 20  # memory differs from run to run, and the plan should not
 MEASURED, ESTIMATED, ASSUMED = "measured", "estimated", "assumed"
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a run was told that matters here. `loaders` None: as many as is best.
-
-    `memory`: bytes, None for no limit, or "auto" for what the machine can spare.
-    """
+    """What a run was told that matters here. `loaders` None: as is best. `memory`: bytes, "auto", or None: no limit."""
 
     dtype: str
     context: int | None
@@ -70,7 +70,7 @@ def choose_plan(traced: Traced, checkpoint: Checkpoint, told: Told) -> Chosen:
     device = _device(name, largest)
     model, source = _model(traced, checkpoint, told, name)
     try:
-        found = plan(device, model, _budget(told.memory), told.loaders)
+        found = plan(device, model, told.memory if isinstance(told.memory, int | None) else _spare(), told.loaders)
     except BudgetTooSmall:
         finest = min(model.granularities, key=lambda one: one.base_nbytes + one.reserve_nbytes + 2 * one.slot_nbytes)
         return Chosen(finest.room, RunPlan(told.loaders or 1))
@@ -81,14 +81,11 @@ def choose_plan(traced: Traced, checkpoint: Checkpoint, told: Told) -> Chosen:
     )
 
 
-def _budget(told: int | str | None) -> int | None:
-    """Bytes to plan with. What the machine can spare is different every time: in coarse steps it mostly is not."""
-    if not isinstance(told, str):
-        return told
-    held = memory.quick(os.getpid()).total_nbytes + DAEMON_NBYTES + 3 * LOADER_NBYTES
-    spare = int((memory.available_nbytes() + held) * SPARE_SHARE)
-    step = max(ROUNDED_NBYTES, 1 << max(0, spare.bit_length() - 4))
-    return spare // step * step
+def _spare() -> int:
+    """About what `--memory auto` will come to; rounded, so that the next run plans the same."""
+    with closing(Ceilings()) as ceilings:
+        spare = min(one.free_nbytes - reserve_nbytes(one.limit_nbytes, None) for one in ceilings.look())
+    return max(0, (spare + memory.quick(os.getpid()).total_nbytes) // SPARE_NBYTES * SPARE_NBYTES)
 
 
 def _device(name: str, largest: Path) -> DeviceProfile:

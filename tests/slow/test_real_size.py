@@ -1,6 +1,6 @@
 """Real shapes: streamed models answer with the very bits of plain transformers. Random weights, several GB of disk.
 
-HERMES_BENCH_MODELS names a directory of benchmarks/make_models.py; without it the models are made, and removed again.
+HERMES_BENCH_MODELS names a directory of models, called as their shapes; without it they are made, and removed again.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,11 @@ import torch
 import transformers
 
 from hermes_mp import load
+from hermes_mp.bench.models import make_model
 from hermes_mp.host.memory import available_nbytes
 
 pytestmark = pytest.mark.slow
 
-MAKE = Path(__file__).parents[2] / "benchmarks" / "make_models.py"
 GPT_J_NBYTES = 14 << 30  # plain transformers holds all of its weights
 PROMPT_TOKENS = 16
 
@@ -38,7 +36,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def directory(models: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """The model that the test names; removed afterwards where it was made for it, as together they take 18 GB."""
     made = not (models / request.param).exists()
-    subprocess.run([sys.executable, MAKE, request.param, "--into", models], check=True)
+    if made:
+        make_model(request.param, models / request.param)
     yield models / request.param
     if made:
         for path in (models / request.param).iterdir():

@@ -1,0 +1,91 @@
+"""What a group's regime makes of this machine while it is measured: caps, memory limits, read-ahead; and in words."""
+
+from __future__ import annotations
+
+import contextlib
+
+from hermes_mp.bench import board
+from hermes_mp.bench.board import ControlGroup
+from hermes_mp.bench.limits import reader_rate
+from hermes_mp.bench.models import Model
+from hermes_mp.bench.plan import Group, Subject
+from hermes_mp.bench.process import WorkerProcess
+from hermes_mp.bench.reference import Reference
+
+
+class Conditions:
+    """`disk`: the groups that a row is put in. `readers`: one for each loader, where each has a `rate` of its own.
+
+    Everything is undone when `stack` is left.
+    """
+
+    def __init__(
+        self, group: Group, model: Model, reference: Reference, slot: int | None, stack: contextlib.ExitStack
+    ) -> None:
+        """`slot`: how large units may be, for the words only. Raises Unavailable where this machine cannot play it."""
+        self.disk: list[ControlGroup] = []
+        self.readers: list[ControlGroup] = []
+        self.rate = group.regime.per_reader
+        self._cgroup = group.cgroup
+        self._limits: dict[Subject, ControlGroup] = {}
+        self._stack = stack
+        regime, directory = group.regime, model.directory
+        texts = []
+        if regime.factor is not None:
+            compute_s = reference.first_s()
+            self.rate = reader_rate(model.facts.nbytes, compute_s, regime.factor)
+            texts.append(
+                f"computing takes {compute_s:.3f} s with all weights in memory, so each reader (a loader; or a "
+                f"backend that reads by itself, all its threads together) is capped at {self.rate / 1e6:.0f} MB/s"
+            )
+        elif self.rate is not None:
+            texts.append(f"each reader is capped at {self.rate / 1e6:.0f} MB/s")
+        if self.rate is not None:
+            count = max([1, *(subject.loaders for subject in group.subjects)])
+            self.readers = [stack.enter_context(board.read_cap(directory, self.rate)) for _ in range(count)]
+            self.disk = [stack.enter_context(board.read_cap(directory, self.rate))]
+        elif regime.total is not None:
+            self.disk = [stack.enter_context(board.read_cap(directory, regime.total))]
+            texts.append(f"all reads together are capped at {regime.total / 1e6:.0f} MB/s")
+        else:
+            texts.append("the disk as it is")
+        if slot is not None:
+            texts.append(f"units of at most {slot / 2**20:.4g} MiB rather than layers")
+        knob = board.read_ahead_knob(directory)
+        if regime.read_ahead_kib is not None:
+            stack.enter_context(board.setting(knob, str(regime.read_ahead_kib)))
+        if knob.exists():
+            texts.append(f"kernel read-ahead {knob.read_text().strip()} KiB")
+        for subject in group.subjects:
+            self.renew(subject)
+        self.text = "; ".join(texts)
+
+    def renew(self, subject: Subject) -> None:
+        """A fresh memory group for this row, whose counters begin at nothing."""
+        if self._cgroup is not None:
+            self._limits[subject] = self._stack.enter_context(board.memory_limit(self._cgroup))
+
+    def groups(self, subject: Subject) -> list[ControlGroup]:
+        """What the process of this row runs in."""
+        limit = self._limits.get(subject)
+        return self.disk if limit is None else [*self.disk, limit]
+
+    def place_loaders(self, running: WorkerProcess) -> None:
+        """Each loader among those who read at a rate of their own."""
+        if self.readers:
+            for group, pid in zip(self.readers, running.loaders(), strict=False):
+                group.enter(pid)
+
+    def why_killed(self, subject: Subject) -> str:
+        """Of a row that failed, in words; empty where the kernel did not end it for its memory."""
+        limit = self._limits.get(subject)
+        if limit is None or not board.oom_kills(limit):
+            return ""
+        return f" (by the kernel: more memory than the cgroup's {(self._cgroup or 0) >> 20} MiB)"
+
+    def charged(self, subject: Subject) -> tuple[int | None, int]:
+        """Bytes that the memory group counted at most, and how many processes it cost; None without one."""
+        limit = self._limits.get(subject)
+        if limit is None:
+            return None, 0
+        return int(limit.read("memory.max_usage_in_bytes")), board.oom_kills(limit)

@@ -1,0 +1,82 @@
+"""The raw rate of the disk as a group of rows meets it: readers in the same control groups, round by round."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from hermes_mp.bench.board import ControlGroup
+from hermes_mp.bench.models import Model
+from hermes_mp.bench.process import WorkerProcess
+from hermes_mp.bench.raw_read import CHUNK_NBYTES
+
+ROUND_S = 0.6  # of reading, about, in every round
+SURVEY_S = 0.15  # of reading each way, to find the fastest
+SURVEYED = tuple((readers, chunk) for readers in (1, 2, 4) for chunk in (4 << 20, 16 << 20))
+CANDIDATES = 2  # of them are measured in every round, and the better one counts
+ROOM = 128 << 20  # memory that is read into
+READER_ROOM = 32 << 20  # of each of several readers
+GUESSED_RATE = 1.5e9  # of a disk, before it is measured
+
+
+class Raw:
+    """Reads the model's largest file and does nothing else.
+
+    `readers`: a control group for each reader where each has a rate of its own, `rate`; else all are in `disk`.
+    """
+
+    def __init__(
+        self, model: Model, disk: list[ControlGroup], readers: list[ControlGroup], rate: float | None
+    ) -> None:
+        file = max(model.files, key=lambda path: path.stat().st_size)
+        self._reader_rate = rate
+        self._rates: dict[int, float] = {}
+        self._processes: list[WorkerProcess] = []
+        self._ways: list[tuple[int, int]] = [(1, CHUNK_NBYTES)]
+        words = [sys.executable, "-m", "hermes_mp.bench.raw_read", str(file), str(READER_ROOM if readers else ROOM)]
+        with contextlib.ExitStack() as stack:
+            for groups in [[group] for group in readers] or [disk]:
+                self._processes.append(stack.enter_context(WorkerProcess(words, groups)))
+            self._said = [process.receive() for process in self._processes]
+            if rate is None:
+                guess = GUESSED_RATE
+                surveyed: dict[tuple[int, int], float] = {}
+                for way in SURVEYED:
+                    guess = surveyed[way] = self._read(1, way, guess * SURVEY_S)
+                self._ways = sorted(surveyed, key=lambda way: -surveyed[way])[:CANDIDATES]
+            self._stack = stack.pop_all()
+        self._estimate = max(surveyed.values()) if rate is None else rate
+
+    @property
+    def text(self) -> str:
+        how = "direct reads" if self._said[0]["direct"] else "buffered reads (this file system takes no direct ones)"
+        if self._reader_rate is not None:
+            return f"as many readers as the row has loaders, {how}"
+        ways = " or ".join(f"{readers} x {chunk >> 20} MiB" for readers, chunk in self._ways)
+        return f"the better of {ways}, {how} into {self._said[0]['pages']} pages"
+
+    def measure(self, loaders: list[int]) -> None:
+        """The rate of this round, for each number of loaders."""
+        for count in {1, *loaders} - {0} if self._reader_rate is not None else {1}:
+            nbytes = self._estimate * ROUND_S * count
+            self._rates[count] = max(self._read(count, way, nbytes) for way in self._ways)
+
+    def rate(self, loaders: int) -> float:
+        """Bytes per second that a row of so many loaders could read at; 0: a backend that reads by itself."""
+        return self._rates[max(1, loaders) if self._reader_rate is not None else 1]
+
+    def _read(self, processes: int, way: tuple[int, int], nbytes: float) -> float:
+        share = max(1 << 20, round(nbytes / processes))
+        used = self._processes[:processes]
+        for process in used:
+            process.send({"readers": way[0], "chunk_nbytes": way[1], "nbytes": share})
+        return float(share * len(used) / max(process.receive()["seconds"] for process in used))
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,105 @@
+"""Computing with all weights in memory, measured every round: what no streaming can be faster than.
+
+And what a worker is told of a row, which is the same for the reference as for every other.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from typing import Any
+
+from hermes_mp.bench.board import Unavailable
+from hermes_mp.bench.models import Model
+from hermes_mp.bench.plan import Subject, Wanted
+from hermes_mp.bench.process import WorkerLost, WorkerProcess
+from hermes_mp.host import memory
+
+AGAIN = 2  # passes after the first, of a model that makes no tokens
+REFERENCES = 3  # computations that a per-reader rate is derived from
+
+
+class Reference:
+    """A resident model that no cap and no limit holds.
+
+    It stays loaded where the machine has memory to spare, and is left out where it has too little.
+    """
+
+    def __init__(self, wanted: Wanted, model: Model) -> None:
+        self._wanted, self._model = wanted, model
+        self._worker: WorkerProcess | None = None
+        self._loaded = False
+
+    def first_s(self) -> float:
+        """Seconds of a first pass, of several the median. Raises Unavailable where the model does not fit."""
+        found = [seconds for _ in range(REFERENCES) if (seconds := self.measure()[0]) is not None]
+        if not found:
+            raise Unavailable("the model does not fit into this machine's memory, so its computing time is not known")
+        return statistics.median(found)
+
+    def measure(self) -> tuple[float | None, float | None]:
+        """Seconds of a first pass and of one after it; None where the model cannot be held."""
+        nbytes = self._model.facts.nbytes
+        if not self._loaded and memory.available_nbytes() < 1.25 * nbytes:
+            return None, None
+        try:
+            return self._measure()
+        except WorkerLost:
+            self.close()
+            return None, None
+        finally:
+            if memory.available_nbytes() < 2 * nbytes and self._worker is not None:
+                self._worker.ask("close")  # a row may need that memory
+                self._loaded = False
+
+    def _measure(self) -> tuple[float | None, float | None]:
+        if self._worker is None:
+            settings = worker_settings(self._wanted, self._model, Subject("resident"))
+            self._worker = WorkerProcess(worker_words(settings | {"unmapped": True}))
+            self._worker.ask("open")
+        if not self._loaded:
+            self._worker.ask("first")
+            self._loaded = True
+        first = self._worker.ask("first")
+        if "failed" in first:
+            raise WorkerLost(first["failed"])
+        count = self._wanted.new_tokens if first["kind"] == "tokens" else AGAIN
+        again = self._worker.ask("steady", count)
+        return first["seconds"] - first["load_s"], statistics.median(again["each"])
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.__exit__(None, None, None)
+        self._worker, self._loaded = None, False
+
+    def __enter__(self) -> Reference:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def worker_settings(wanted: Wanted, model: Model, subject: Subject) -> dict[str, Any]:
+    """What a worker is told of a row."""
+    context = None
+    if model.is_of_words:
+        context = wanted.tokens + (wanted.new_tokens + 1 if model.generates else 0)
+    return {
+        "backend": subject.backend,
+        "directory": str(model.directory),
+        "loaders": subject.loaders,
+        "memory": subject.memory,
+        "tokens": wanted.tokens,
+        "new_tokens": wanted.new_tokens,
+        "context": context,
+        "batch": wanted.batch,
+        "threads": wanted.threads,
+        "dtype": wanted.dtype,
+        "room": wanted.slot,
+        "itemsize": model.facts.nbytes / model.facts.parameters,
+    }
+
+
+def worker_words(settings: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "hermes_mp.bench.worker", json.dumps(settings)]
