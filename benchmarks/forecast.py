@@ -47,6 +47,9 @@ def measured(directory: Path, budget: int) -> tuple[float, int]:
 
 def work(directory: str, budget: int) -> None:
     """The process that runs the model."""
+    from hermes_mp.models.light_imports import import_lightly
+
+    import_lightly()  # as a launch does
     import psutil
     import torch
 

@@ -31,8 +31,10 @@ SURVEY_SHARE = 0.6  # of the time goes to every way once, the rest to the best o
 AGAIN = 4
 
 
-def measure_device(path: Path, seconds: float = 2.5) -> DeviceProfile | None:
+def measure_device(path: Path, seconds: float = 2.5, room_nbytes: int = ROOM_NBYTES) -> DeviceProfile | None:
     """Read the file at `path` for about `seconds`; None where it is too small to tell, or there is no memory.
+
+    All readers together read into `room_nbytes`: what does not fit that is not tried.
 
     Raises ReadFailed where it cannot be read.
     """
@@ -40,17 +42,17 @@ def measure_device(path: Path, seconds: float = 2.5) -> DeviceProfile | None:
     if nbytes < LEAST_NBYTES:
         return None
     with contextlib.ExitStack() as stack:
-        arena = stack.enter_context(Arena.create(ROOM_NBYTES))
+        arena = stack.enter_context(Arena.create(room_nbytes))
         try:
-            arena.allocate(0, ROOM_NBYTES)
+            arena.allocate(0, room_nbytes)
         except OutOfMemory:
             return None
-        return _Survey(path, nbytes, arena, stack).run(seconds)
+        return _Survey(path, nbytes, arena, room_nbytes, stack).run(seconds)
 
 
 class _Survey:
-    def __init__(self, path: Path, nbytes: int, arena: Arena, stack: contextlib.ExitStack) -> None:
-        self._nbytes, self._arena = nbytes, arena
+    def __init__(self, path: Path, nbytes: int, arena: Arena, room: int, stack: contextlib.ExitStack) -> None:
+        self._nbytes, self._arena, self._room = nbytes, arena, room
         self._direct = [stack.enter_context(FileReader(path, nbytes)) for _ in range(max(READERS))]
         buffered = range(max(BUFFERED_READERS))
         self._buffered = [stack.enter_context(FileReader(path, nbytes, direct=False)) for _ in buffered]
@@ -62,6 +64,7 @@ class _Survey:
         rate = BURST_NBYTES / self._read(1, CHUNKS[0], True, BURST_NBYTES)
         ways = list(itertools.product(READERS, CHUNKS, (True,))) if self._direct[0].direct else []
         ways += [(readers, BUFFERED_CHUNK, False) for readers in BUFFERED_READERS]
+        ways = [way for way in ways if way[0] * way[1] <= self._room]
         found: dict[tuple[int, int, bool], list[float]] = {way: [] for way in ways}
         each_s = seconds * SURVEY_SHARE / len(ways)
         for way in ways:
@@ -91,7 +94,7 @@ class _Survey:
         whole = max(self._nbytes // chunk, 1)
         first, count = self._at // chunk, max(1, nbytes // chunk)
         self._at = (first + count) % whole * chunk
-        room = ROOM_NBYTES // readers // 4096 * 4096
+        room = self._room // readers // 4096 * 4096
         size = min(chunk, room)
         numbers = itertools.count()  # taking one is atomic
         failed: list[BaseException] = []

@@ -30,7 +30,7 @@ from hermes_mp.models.layer_times import decodes
 from hermes_mp.models.prepare import Traced
 from hermes_mp.models.settle import settle
 
-QUICK_S = 0.5  # of reading, once per device
+QUICK_S, QUICK_NBYTES = 0.5, 32 << 20  # of reading, once per device, and the memory for that
 PROFILED_TOKENS = 128  # what `hermes-plan` profiles for by default
 ESTIMATED_TOKENS = 64  # of an input that is not known yet
 WIDTH, HEIGHT, TURNS = 1024, 4096, 3  # of the matrices that are multiplied for an estimate
@@ -93,7 +93,7 @@ def _device(name: str, largest: Path) -> DeviceProfile:
     if known is not None:
         return known
     try:
-        measured = diskspeed.measure_device(largest, QUICK_S)
+        measured = diskspeed.measure_device(largest, QUICK_S, QUICK_NBYTES)
     except ReadFailed:
         measured = None  # the loaders will meet the same, and name the unit
     if measured is None:

@@ -39,6 +39,7 @@ from hermes_mp.models.units import divide
 BESIDE_CHUNK_NBYTES = 16 << 20
 BESIDE_S = 0.5
 BESIDE_TOKENS = 8  # of a prompt: only what follows it is compared
+MOST_FOR_BLOCKS = 0.5  # of what a pass takes by layers; a larger difference is the machine's unrest
 LEAST_BESIDE_NBYTES = 64 << 20  # of a file; reading a smaller one beside computing tells nothing
 MOST_SHARE = 0.5  # of the memory that is to be had, for the random weights
 
@@ -123,10 +124,15 @@ def _block_seconds(
     with _streamed(made, checkpoint) as (model, supply):
         supply.fill(_pattern_dtype(made.division))
         fine = measure_passes(model, layers, supply, wanted.batch, tokens, seconds)
-    blocks = sum(len(matrix.blocks) for matrix in made.division.matrices)
-    again_s = (sum(fine.again_s) + fine.other_s - sum(layered.again_s) - layered.other_s) / max(1, blocks)
-    first_s = (sum(fine.first_s) + fine.first_other_s - sum(layered.first_s) - layered.first_other_s) / max(1, blocks)
-    return max(0.0, again_s), max(0.0, first_s)
+    blocks = max(1, sum(len(matrix.blocks) for matrix in made.division.matrices))
+
+    def each(fine_s: float, layered_s: float) -> float:
+        return min(max(0.0, fine_s - layered_s), MOST_FOR_BLOCKS * layered_s) / blocks
+
+    return (
+        each(sum(fine.again_s) + fine.other_s, sum(layered.again_s) + layered.other_s),
+        each(sum(fine.first_s) + fine.first_other_s, sum(layered.first_s) + layered.first_other_s),
+    )
 
 
 def _units(

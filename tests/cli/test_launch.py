@@ -57,7 +57,8 @@ def scores(directory: Path, task: str, given: str, **settings: Any) -> list[tupl
 
 
 def test_text_comes_token_by_token(models: Path, home: Path) -> None:
-    with Launch(home, "--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 40) as run:
+    arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 40)
+    with Launch(home, *arguments, "--loaders", 3, "--memory", "none") as run:
         run.wait_for(lambda run: run.out)
         loaders = [run.process(f"loader {number}") for number in range(3)]
         for pid in loaders:

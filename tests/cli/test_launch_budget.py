@@ -39,7 +39,7 @@ def test_too_small_a_budget_names_one_that_will_do(models: Path, home: Path) -> 
 
 def test_loaders_and_daemon_are_small(models: Path, home: Path) -> None:
     """In a run that is under way; what they may import is held by tests/test_structure.py, and here by their maps."""
-    with Launch(home, "--model", models / "big", "--max-new-tokens", 2, lines=True) as run:
+    with Launch(home, "--model", models / "big", "--max-new-tokens", 2, "--loaders", 3, lines=True) as run:
         run.write("the ship\n")
         run.wait_for(lambda run: run.out.endswith("\n"))
         loaders = [run.process(f"loader {number}") for number in range(3)]

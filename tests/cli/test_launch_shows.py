@@ -34,18 +34,18 @@ def screen_lines(written: str) -> list[str]:
 
 def test_the_report_has_every_figure(models: Path, home: Path) -> None:
     arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 6, "--memory", "560MiB")
-    ended = launch(home, *arguments, "--sample-memory")
+    ended = launch(home, *arguments, "--sample-memory", "--loaders", 3)
     assert ended.code == 0
     shown = ended.err[ended.err.index("\n\npass ") :]
     number = r"[0-9.e-]+"
     for line in (
         rf"^pass      {number} s \(median of 6\), {number} % of it waiting for weights$",
         rf"^token     {number} s \(median of 5\); first {number} s$",
-        rf"^read      [0-9]+ MiB per pass, at {number} MB/s \((direct|buffered|mixed)\), (.* in vain, )?"
+        rf"^read      [0-9]+ [KM]iB per pass, at {number} MB/s \((direct|buffered|mixed)\), (.* in vain, )?"
         rf"first after {number} s$",
         r"^memory    [0-9]+ MiB at most, of 560 MiB allowed$",
         r"^ +daemon [0-9]+ MiB, loader 0 [0-9]+ MiB, .*loader 2 [0-9]+ MiB, compute [0-9]+ MiB, slots [0-9]+ MiB$",
-        rf"^loaders   3; [0-9]+ slots of 1[2-4] MiB(, {number} units resident)?, .*pages$",
+        rf"^loaders   3; [0-9]+ slots of [0-9]+ MiB(, {number} units resident)?, .*pages$",
     ):
         assert re.search(line, shown, re.MULTILINE), f"{line} is not in\n{shown}"
     peak = int(re.findall(r"memory +([0-9]+) MiB", shown)[0])
@@ -56,20 +56,23 @@ def test_the_report_has_every_figure(models: Path, home: Path) -> None:
 def test_a_trace_has_a_row_for_every_agent(models: Path, home: Path) -> None:
     trace = home.with_name("trace.json")
     arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 6, "--trace", trace)
-    ended = launch(home, *arguments, "--json")
+    ended = launch(home, *arguments, "--loaders", 3, "--memory", "none", "--json")
     reads = [event for number in range(3) for event in events(trace, f"loader {number}", "read unit")]
     assert len({event["tid"] for event in reads}) == 3
     computes = events(trace, "compute", "compute unit")
     units = 1 + max(event["args"]["unit"] for event in computes)
-    assert len(computes) == 6 * units
-    assert [event["args"]["unit"] for event in computes] == list(range(units)) * 6
+    seen = [event["args"]["unit"] for event in computes]
+    assert set(seen) == set(range(units))
+    kept = ended.object["report"]["residents"]  # of which compute says nothing after it has them
+    assert 6 * (units - kept) <= len(seen) <= 6 * units
     waits = events(trace, "compute", "wait for unit")
     assert {event["args"]["unit"] for event in waits} <= set(range(units))
     assert len(events(trace, "passes", "pass")) == 6
     rows = sum(event["args"]["nbytes"] for event in events(trace, "compute", "read rows"))
     assert sum(event["args"]["nbytes"] for event in reads) + rows == ended.object["report"]["read_nbytes"]
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in reads + computes + waits)
-    slots = [event["args"] for event in json.loads(trace.read_text()) if event["ph"] == "C"]
+    counted = [event for event in json.loads(trace.read_text()) if event["ph"] == "C"]
+    slots = [event["args"] for event in counted if event["name"] == "slots"]
     assert max(sum(states.values()) for states in slots) == ended.object["report"]["slots"]
     assert all(max(states[name] for states in slots) > 0 for name in ("lent", "loaded", "held", "empty"))
     assert min(event["ts"] for event in reads) == pytest.approx(ended.object["report"]["first_read_s"] * 1e6, abs=1)
