@@ -18,8 +18,8 @@ from typing import Any
 from hermes_mp.agents.daemon import COMPUTE
 from hermes_mp.agents.quarters import make_arena
 from hermes_mp.agents.supplying import LinkedSupply
-from hermes_mp.config import RunConfig, parse_size
-from hermes_mp.errors import BadOption, DaemonLost, revived
+from hermes_mp.config import RunConfig
+from hermes_mp.errors import DaemonLost, revived
 from hermes_mp.host import memory as host_memory
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
 from hermes_mp.host.children import Child, DeathPipe, spawn
@@ -36,7 +36,7 @@ def load(
     model: str | os.PathLike[str],
     *,
     loaders: int = 3,
-    memory: str | int | None = None,
+    memory: str | int | None = "auto",
     context: int | None = None,
     batch: int = 1,
     dtype: str = "auto",
@@ -49,20 +49,16 @@ def load(
     """A model for inference on streamed weights: an instance of its transformers class, also a context manager.
 
     `model`: a directory with config.json and *.safetensors, or a hub id. `memory`: the budget in bytes or as "3GiB";
-    what this process takes already counts unless `count_caller` is false; None sets no limit. `context`, `batch`:
-    positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves it,
-    or float32, float16, bfloat16.
+    what this process takes already counts unless `count_caller` is false; "auto" is what the machine and its cgroup
+    can spare, None sets no limit. `context`, `batch`: positions and sequences (beams count) that memory is reserved
+    for. `dtype`: "auto" as transformers resolves it, or float32, float16, bfloat16.
 
     Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
     MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, NeedsAllWeights,
     and DaemonLost within a second of the daemon's end.
     """
-    try:
-        nbytes = None if memory is None else parse_size(memory)
-    except ValueError:
-        raise BadOption(f"memory={memory!r} is no size", "give bytes, or a text such as '3GiB'") from None
     config = RunConfig(
-        model=os.fspath(model), loaders=loaders, memory=nbytes, context=context, batch=batch, dtype=dtype
+        model=os.fspath(model), loaders=loaders, memory=memory, context=context, batch=batch, dtype=dtype
     )
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
     behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
@@ -85,14 +81,15 @@ def _build(
 
     prepared = prepare(checkpoint, config.dtype, config.context, config.batch, room=room)
     behind.supply.use(prepared.division.list)
-    footprint = prepared.footprint
+    footprint, supply = prepared.footprint, behind.supply
+    model_config = prepared.skeleton.model.config  # of the model nothing else may be kept by its parts
     limited = config.memory is not None
     model = stream(
         prepared.skeleton,
         prepared.division,
         behind.supply,
-        (lambda call: check_call(footprint, prepared.skeleton.model.config, call)) if limited else (lambda call: None),
-        (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
+        (lambda call: check_call(footprint, supply.room_nbytes, model_config, call)) if limited else lambda call: None,
+        (lambda *call: check_generate(footprint, supply.room_nbytes, *call)) if limited else (lambda *call: None),
     )
     behind.lock = model._hermes_binder.lock
     settle(prepared.skeleton.dtype, images=model.main_input_name == "pixel_values")

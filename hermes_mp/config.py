@@ -94,10 +94,6 @@ def _choice(*names: str) -> Kind:
     return Kind("one of " + ", ".join(names), check, check)
 
 
-def _check_size(value: object) -> object:
-    return parse_size(value)  # type: ignore[arg-type]  # it checks the type itself
-
-
 def _check_text(value: object) -> object:
     return _require(value, isinstance(value, str) and value != "" and "\0" not in value)
 
@@ -116,7 +112,14 @@ def _check_switch(value: object) -> object:
     return _require(value, isinstance(value, bool))
 
 
-SIZE = Kind("a size such as 700MiB, 3GiB or a number of bytes", _check_size, _check_size)
+def _check_memory(value: object) -> object:
+    """`None` is what the word none stands for, which a file and a flag can say."""
+    if value is None or value == "none":
+        return None
+    return "auto" if value == "auto" else parse_size(value)  # type: ignore[arg-type]  # it checks the type itself
+
+
+MEMORY = Kind("auto, none, a size such as 700MiB or 3GiB, or a number of bytes", _check_memory, _check_memory)
 TEXT = Kind("a text that is not empty", _check_text, _check_text)
 TEXTS = Kind("a text that is not empty, or several", _check_text, _check_texts, "repeated")
 IDS = Kind("token ids such as 5,17,9", lambda text: _check_ids([int(one) for one in text.split(",")]), _check_ids)
@@ -139,9 +142,10 @@ class RunConfig:
         "all-MiniLM-L6-v2 ranks sentences by meaning", "MODEL", _RUN,
     )  # fmt: skip
     loaders: int = _option(3, _whole(1, 64), "processes that read weights in parallel", "N", _RUN)
-    memory: int | None = _option(
-        None, SIZE, "never use more than this, all our processes together (700MiB, 3GiB); without it: loaders + 1 "
-        "slots and no limit", "SIZE", _RUN,
+    memory: int | str | None = _option(
+        "auto", MEMORY, "never use more than this, all our processes together (700MiB, 3GiB); auto: what the machine "
+        "and its cgroup can spare, less a reserve of 64 MiB or a twentieth; none: loaders + 1 slots and no limit",
+        "SIZE", _RUN,
     )  # fmt: skip
     context: int | None = _option(
         None, _whole(1, 2**24), "positions to reserve memory for, prompt and answer (default: 2048, or the model's "

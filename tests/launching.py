@@ -62,6 +62,7 @@ class Launch:
         lines: bool = False,
         terminal: bool = False,
         size: tuple[int, int] = (24, COLUMNS),
+        cgroup: Path | None = None,
     ) -> None:
         home.mkdir(parents=True)
         self.home = home.resolve()
@@ -84,6 +85,7 @@ class Launch:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE if lines else subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE, cwd=home, env=environment, start_new_session=True, bufsize=0,
+                preexec_fn=None if cgroup is None else lambda: enter(cgroup),
             )  # fmt: skip
             assert self._process.stdout is not None
             assert self._process.stderr is not None
@@ -227,9 +229,20 @@ class Launch:
                 os.close(fd)
 
 
-def launch(home: Path, *arguments: object, env: Mapping[str, str] | None = None, stdin: str | None = None) -> Ended:
+def enter(cgroup: Path) -> None:
+    """This process, and with it all its children, is in that cgroup from now on."""
+    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def launch(
+    home: Path,
+    *arguments: object,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    cgroup: Path | None = None,
+) -> Ended:
     """Run it to its end, with these lines on standard input."""
-    with Launch(home, *arguments, env=env, lines=stdin is not None) as run:
+    with Launch(home, *arguments, env=env, lines=stdin is not None, cgroup=cgroup) as run:
         if stdin is not None:
             run.write(stdin)
         return run.ended()

@@ -21,6 +21,8 @@ class Accounting:
         self.compute = 0
         self._crew, self._compute_name, self._exactly = crew, compute_name, exactly
         self._file_shares: dict[int, float] = {}
+        self._needs = Needs(0, 0, 0, 0)
+        self.promised_nbytes = 0  # set aside when the budget was divided, and not taken at the last sample
         self._next_s = 0.0
 
     def due(self) -> bool:
@@ -49,10 +51,31 @@ class Accounting:
                 # At most all: a process that has just begun its program may have had none of it a moment before.
                 self._file_shares[pid] = min(1.0, exact.file_nbytes / max(1, quick.file_nbytes))
             found[name] = quick.private_nbytes + int(self._file_shares[pid] * quick.file_nbytes) + quick.tables_nbytes
+        needs, compute = self._needs, found.get(self._compute_name, 0)
+        loaders = sum(found.values()) - found["daemon"] - compute
+        shares = (needs.daemon - found["daemon"], needs.loaders - loaders, needs.compute + needs.reserve - compute)
+        self.promised_nbytes = sum(max(0, nbytes) for nbytes in shares)
         return found, exactly
 
     def needs(self, loaders: int, compute_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
         """What must be left beside the slots, by what our processes take now."""
         each = max([LOADER_NBYTES, *(memory.exact(pid).total_nbytes for pid in self._crew.pids().values())])
         own = max(DAEMON_NBYTES, memory.exact(os.getpid()).total_nbytes)
-        return Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes)
+        self._needs = Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes)
+        return self._needs
+
+    def held(self, needs: Needs) -> tuple[int, int]:
+        """What our processes have taken already of what `needs` sets aside, in bytes: their own, and of mapped files.
+
+        A caller that is not to be counted needs nothing, so nothing it has is ours.
+        """
+        crew = [memory.quick(pid) for pid in self._crew.pids().values()]
+        parts = [([memory.quick(os.getpid())], needs.daemon), (crew, needs.loaders)]
+        if self.compute:
+            parts.append(([memory.quick(self.compute)], needs.compute))
+        own = files = 0
+        for found, limit in parts:
+            private = min(limit, sum(one.private_nbytes + one.tables_nbytes for one in found))
+            own += private
+            files += min(limit - private, sum(one.file_nbytes for one in found))
+        return own, files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 
-from hermes_mp.core.budget import MIN_SLOTS, Needs, share_out
+from hermes_mp.core.budget import MIN_SLOTS, Needs, Spare, auto_budget, share_out
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.host.arena import Arena
 from hermes_mp.messages import SlotNo
@@ -14,40 +14,59 @@ from hermes_mp.messages import SlotNo
 class Allotment:
     """`bases` says where the allocated slots begin; `missing` more are planned. All are `slot_nbytes` long.
 
-    `reserve_nbytes`: what the budget leaves for what compute does.
+    `reserve_nbytes`: what the budget leaves for what compute does. `budget_nbytes`: what `--memory` came to; with
+    "auto" there may be `most` slots once the machine can spare more.
     """
 
-    def __init__(self, arena: Arena, budget: int | None, loaders: int, fixed: int | None) -> None:
-        """`fixed`: so many slots, whatever the budget says; for tests."""
+    def __init__(self, arena: Arena, memory: int | str | None, loaders: int, fixed: int | None) -> None:
+        """`memory`: a number of bytes, "auto" or None. `fixed`: so many slots, whatever the budget says; for tests."""
         self.bases: dict[SlotNo, int] = {}
         self.slot_nbytes = self.reserve_nbytes = 0
         self.missing = 0
-        self._arena, self._budget, self._loaders, self._fixed = arena, budget, loaders, fixed
+        self.most = 0
+        self.budget_nbytes = memory if isinstance(memory, int) else None
+        self._auto = memory == "auto"
+        self._within = 0  # so many slots are in that
+        self._arena, self._loaders, self._fixed = arena, loaders, fixed
         self._pages = _SharedPages(arena, mmap.PAGESIZE)
 
     @property
     def planned(self) -> int:
         return len(self.bases) + self.missing
 
-    def divide(self, units: UnitList, needs: Needs, remembered: bool) -> int:
+    def divide(self, units: UnitList, needs: Needs, spare: Spare, remembered: bool) -> int:
         """Plan the slots for these units; how many there shall be. Raises BudgetTooSmall.
+
+        `spare`: what the machine has for us at this moment.
 
         What is `remembered` of compute may be less than it takes today (another tokenizer, a library that another
         process had mapped): then a window's worth at most, and one slot less than there would be room for.
         """
         nbytes = -(-units.slot_nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         granule = self._arena.granule if nbytes >= self._arena.granule else mmap.PAGESIZE
-        share = share_out(self._budget, needs, len(units.units), nbytes, self._loaders, granule - mmap.PAGESIZE)
+        rounding = granule - mmap.PAGESIZE
+        if self._auto:
+            self.budget_nbytes = auto_budget(spare, needs, len(units.units), nbytes, self._loaders, rounding)
+        share = share_out(self.budget_nbytes, needs, len(units.units), nbytes, self._loaders, rounding, self._auto)
         count = share.slots if self._fixed is None else min(self._fixed, len(units.units))
-        if remembered and self._budget is not None:
+        if remembered and self.budget_nbytes is not None:
             count = max(min(count, MIN_SLOTS), min(count - 1, self._loaders + 1))
         if nbytes:
             count = min(count, self._arena.nbytes // nbytes)
+        grows = self._auto and self._fixed is None and not remembered
+        self.most = min(len(units.units), self._arena.nbytes // max(1, nbytes)) if grows else count
         if not self.bases:
             self._pages = _SharedPages(self._arena, granule)
-        self.slot_nbytes, self.reserve_nbytes = nbytes, share.reserve
-        self.missing = max(0, count - len(self.bases))
+        self.slot_nbytes, self.reserve_nbytes, self._within = nbytes, share.reserve, count
+        self.want(count)
         return count
+
+    def want(self, count: int) -> None:
+        """So many there shall be from now on; whoever has surplus ones will `remove` them."""
+        self.missing = max(0, count - len(self.bases))
+        if self._auto and self.budget_nbytes is not None and count > self._within:
+            self.budget_nbytes += (count - self._within) * self.slot_nbytes  # the machine can spare more by now
+            self._within = count
 
     def add(self) -> SlotNo:
         """Give the next missing slot its memory. Raises OutOfMemory; then no more are missing."""

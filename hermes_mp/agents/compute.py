@@ -106,8 +106,12 @@ class _Compute:
             made.skeleton,
             made.division,
             self.supply,
-            (lambda call: check_call(footprint, made.skeleton.model.config, call)) if limited else (lambda call: None),
-            (lambda *call: check_generate(footprint, *call)) if limited else (lambda *call: None),
+            (lambda call: check_call(footprint, self.supply.room_nbytes, made.skeleton.model.config, call))
+            if limited
+            else (lambda call: None),
+            (lambda *call: check_generate(footprint, self.supply.room_nbytes, *call))
+            if limited
+            else (lambda *call: None),
         )
         task = open_task(model, directory, self.settings["options"])
         settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hermes_mp.agents.accounting import Accounting
+from hermes_mp.agents.adapting import Adapting
 from hermes_mp.agents.allotment import Allotment
 from hermes_mp.agents.front import Front
 from hermes_mp.agents.quarters import LEAVE_S, Quarters
@@ -84,7 +85,7 @@ class DaemonSettings:
 
     checkpoint: Checkpoint
     loaders: int
-    memory: int | None
+    memory: int | str | None  # bytes, "auto" or None: no limit
     context: int | None
     batch: int
     dtype: str
@@ -108,6 +109,7 @@ class Daemon:
         self.arena, self.crew = quarters.arena, quarters.crew
         self.over: HermesError | bool | None = False  # True or an error once the run is to end
         self.slots = Allotment(quarters.arena, settings.memory, settings.loaders, settings.slots)
+        self.adapting = Adapting(self.slots.budget_nbytes, front)
         self.accounting = Accounting(
             quarters.crew, "caller" if settings.has_caller else "compute", settings.sample_exactly
         )
@@ -201,6 +203,7 @@ class Daemon:
                 self._compute.reap(30.0)
             self._compute = None
         self.hub.close(last_words=self.settings.has_caller)
+        self.adapting.close()
         self._quarters.close()
 
     # --- the loop
@@ -213,6 +216,7 @@ class Daemon:
 
     def _turn(self) -> None:
         self._flush()
+        self._adapt()
         self._add_slot()
         if self.mind is not None:
             wake = self.mind.wake_ns()
@@ -391,7 +395,10 @@ class Daemon:
 
     def _adopt(self, units: UnitList, needs: Needs, remembered: bool = False) -> None:
         """Run on these units from now on, with the slots that the budget leaves."""
-        count = self.slots.divide(units, needs, remembered)
+        own_nbytes, file_nbytes = self.accounting.held(needs)
+        spare = self.adapting.spare(own_nbytes + self.arena.allocated_nbytes(), file_nbytes)
+        count = self.slots.divide(units, needs, spare, remembered)
+        self.adapting.plan(count, self.slots.slot_nbytes, self.slots.most)
         if self.mind is None:
             self.units = units
             if units.units:
@@ -417,6 +424,18 @@ class Daemon:
         self.slots.clear()
         self._loading.clear()
 
+    def _adapt(self) -> None:
+        """Give slots back while memory is tight, and take them again."""
+        if self.mind is None:
+            return
+        slots = self.mind.slots  # all of them held and a wait that will be judged: compute waits for yet another
+        starved = len(slots.announced) == len(slots.all) and self.mind.wake_ns() is not None
+        promised_nbytes = self.accounting.promised_nbytes if self.settings.memory == "auto" else 0
+        count = self.adapting.look(len(self.slots.bases), promised_nbytes, bool(self.slots.missing), starved)
+        if count is not None:
+            self.slots.want(count)
+            self._feed(SlotsWanted(max(1, count)))
+
     def _add_slot(self) -> None:
         """One at a time: allocating takes milliseconds, and the loaders wait for orders."""
         if not self.slots.missing or self.mind is None:
@@ -429,6 +448,7 @@ class Daemon:
                 self.end(error)
             else:
                 self.front.say(f"{error}; going on with {counted(left, 'slot')}")
+                self.adapting.refused(left)
                 self._feed(SlotsWanted(left))
             return
         self._feed(SlotAdded(slot))

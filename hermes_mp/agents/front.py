@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from hermes_mp.core.slots import Slots
+from hermes_mp.core.squeeze import Change
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.messages import FromCompute, Ticket, UnitDone, UnitLoaded, UnitNo
 
@@ -36,6 +37,12 @@ class Front(Protocol):
 
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
 
+    def looked(self, free_nbytes: int, reserve_nbytes: int, slots: int) -> None:
+        """The machine's free memory, what of it is to stay free, and the slots that have theirs at this moment."""
+
+    def squeezed(self, change: Change, free_nbytes: int) -> None:
+        """Residents leave for want of memory, or return."""
+
     def readable(self, fd: int) -> None: ...
 
     def tick(self) -> None: ...
@@ -62,6 +69,10 @@ class SilentFront:
     def restarted(self) -> None: ...
 
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
+
+    def looked(self, free_nbytes: int, reserve_nbytes: int, slots: int) -> None: ...
+
+    def squeezed(self, change: Change, free_nbytes: int) -> None: ...
 
     def readable(self, fd: int) -> None: ...
 

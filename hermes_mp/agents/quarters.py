@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from hermes_mp.agents.crew import LoaderCrew
 from hermes_mp.errors import OutOfMemory
-from hermes_mp.host import memory
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.children import DeathPipe
+from hermes_mp.host.memory import total_nbytes
 from hermes_mp.host.rundir import RunDirectory
 
 LEAVE_S = 0.5  # how long loaders may take to leave when asked; they have nothing to lose
@@ -19,8 +19,8 @@ LEAVE_S = 0.5  # how long loaders may take to leave when asked; they have nothin
 class Quarters:
     """`close` ends the loaders and leaves nothing behind; harmless when repeated."""
 
-    def __init__(self, loaders: int, memory_nbytes: int | None, arena: Arena | None = None) -> None:
-        self.arena = arena or make_arena(memory_nbytes)
+    def __init__(self, loaders: int, memory: int | str | None, arena: Arena | None = None) -> None:
+        self.arena = arena or make_arena(memory)
         self.run_dir = RunDirectory.create()
         self.death = DeathPipe()
         self.crew = LoaderCrew(loaders, self.run_dir.endpoint, self.run_dir.path, self.arena, self.death)
@@ -33,10 +33,10 @@ class Quarters:
         self.arena.close()
 
 
-def make_arena(memory_nbytes: int | None) -> Arena:
+def make_arena(memory: int | str | None) -> Arena:
     """An arena as long as it may ever grow: the budget, or all memory there is. Sparse, so that costs nothing."""
-    whole = memory.total_nbytes()
-    nbytes = min(memory_nbytes or whole, whole)
+    whole = total_nbytes()
+    nbytes = min(memory, whole) if isinstance(memory, int) else whole
     try:
         return Arena.create(nbytes)
     except OSError as error:

@@ -82,6 +82,11 @@ class LinkedSupply:
             self._receive()
         return self.divided
 
+    @property
+    def room_nbytes(self) -> int:
+        """What the budget leaves for what compute does; 0 until it is divided."""
+        return 0 if self.divided is None else self.divided.reserve_nbytes
+
     def next_request(self) -> RunRequest | StopCompute:
         """The next thing the daemon wants of a compute process of its own."""
         while not self.inbox:

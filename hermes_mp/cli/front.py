@@ -15,6 +15,7 @@ from hermes_mp.cli.console import Console
 from hermes_mp.cli.lines import LineSource
 from hermes_mp.core.ledger import Ledger
 from hermes_mp.core.slots import Slots
+from hermes_mp.core.squeeze import Change
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import HermesError
 from hermes_mp.messages import (
@@ -75,7 +76,8 @@ class LaunchFront:
         assert self.daemon is not None
         self._units, self._ready = units, True
         residents = len(self.daemon.mind.residents) if self.daemon.mind is not None else 0
-        self._ledger.divided(self.daemon.slots.planned, self.daemon.slots.slot_nbytes, residents)
+        slots = self.daemon.slots
+        self._ledger.divided(slots.budget_nbytes, slots.planned, slots.slot_nbytes, residents)
         self._next()
 
     def told(self, message: FromCompute) -> None:
@@ -130,6 +132,21 @@ class LaunchFront:
 
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None:
         self._ledger.memory_sampled({**by_process, "slots": arena_nbytes}, exact)
+
+    def looked(self, free_nbytes: int, reserve_nbytes: int, slots: int) -> None:
+        self._ledger.reserve_nbytes = reserve_nbytes
+        if self._trace is not None:
+            self._trace.looked(free_nbytes, reserve_nbytes, slots)
+
+    def squeezed(self, change: Change, free_nbytes: int) -> None:
+        self._ledger.squeezed(change)
+        back = "residents return" if self._ledger.squeezes else "residents come"  # into what others have left
+        what = back if change.returns else "residents leave"
+        if self._trace is not None:
+            self._trace.writer.instant("daemon", what, time.monotonic_ns(), slots=change.slots, free_nbytes=free_nbytes)
+        if change.turned:
+            why = "memory is free again" if change.returns else "memory is short"
+            self._console.note(f"{why} ({max(0, free_nbytes) >> 20} MiB free): {what}")
 
     def readable(self, fd: int) -> None:
         if self._lines is None or fd != self._lines.fileno():

@@ -37,7 +37,8 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     console.model(config.model or "all-MiniLM-L6-v2")
     checkpoint = find_checkpoint(directory)
     trace = TraceWriter(config.trace, started_ns) if config.trace else None
-    ledger = Ledger(config.loaders, config.memory, started_ns)
+    named = config.memory if isinstance(config.memory, int) else None
+    ledger = Ledger(config.loaders, named, started_ns, auto=config.memory == "auto")
     requests, lines, line_request = _requests(config)
     tracing = None if trace is None else TracingFront(trace)
     front = LaunchFront(console, ledger, tracing, requests, lines, line_request, signals.wakeup_fd)
@@ -57,6 +58,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             daemon.sample(exactly=True)
             ledger.pages = quarters.arena.pages
             ledger.slots = len(daemon.slots.bases)
+            ledger.budget_nbytes = daemon.slots.budget_nbytes
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:

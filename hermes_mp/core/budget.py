@@ -1,4 +1,5 @@
-"""Divides `--memory` between the processes and the slots, or says what the smallest budget would be.
+"""Divides `--memory` between the processes and the slots, or says what the smallest budget would be; `auto` first
+becomes a number here.
 
 What is bounded: private memory and file-backed PSS of every process of ours, the arena's allocated bytes once, and
 page tables. All figures in bytes; whoever measured them is not known here.
@@ -12,6 +13,7 @@ from hermes_mp.errors import BudgetTooSmall
 
 MIN_SLOTS = 2  # with one, nothing could be read while compute computes
 MARGIN_NBYTES = 24 << 20  # the allocator's slack and the daemon's and loaders' growth after they were measured
+LAST_NBYTES = 16 << 20  # of the reserve stays free even where all else is needed to run at all
 RUNS_DIFFER_NBYTES = 4 << 20  # compute takes 1 or 2 MiB more or less in the next run: the budget named must do there
 PAGE_ENTRIES = 512  # a page table entry is 8 bytes for a page of 4 KiB: 1/512, once per process that maps the slot
 
@@ -40,12 +42,37 @@ class Share:
     reserve: int
 
 
+@dataclass(frozen=True)
+class Spare:
+    """What the machine can spare for us, with what we have already; the reserve is left alone, or all but the last."""
+
+    nbytes: int
+    last_nbytes: int
+
+
+def auto_budget(spare: Spare, needs: Needs, units: int, slot_nbytes: int, loaders: int, rounding: int = 0) -> int:
+    """The number that `--memory auto` stands for: what is spare beyond the reserve.
+
+    The reserve is kept for the sake of others, among them a run of ours beside us that has residents to give back: so
+    a run that could not be otherwise begins in the reserve, with the least number of slots.
+    """
+    least = needs.total + rounding + min(units, MIN_SLOTS) * slot_cost(slot_nbytes, loaders)
+    return max(0, spare.nbytes, min(least, spare.last_nbytes))
+
+
 def share_out(
-    budget: int | None, needs: Needs, units: int, slot_nbytes: int, loaders: int, rounding: int = 0
+    budget: int | None,
+    needs: Needs,
+    units: int,
+    slot_nbytes: int,
+    loaders: int,
+    rounding: int = 0,
+    auto: bool = False,
 ) -> Share:
     """The number of slots: what the budget leaves, at most one per unit; without a budget one more than loaders.
 
-    `rounding`: bytes that all slots together may take more, for the last huge page.
+    `rounding`: bytes that all slots together may take more, for the last huge page. With an `auto` budget what no slot
+    needs is for compute as well: it was reserved for nobody.
     Raises BudgetTooSmall with the smallest budget that would do.
     """
     if units == 0:
@@ -58,14 +85,19 @@ def share_out(
     spare = budget - fixed - least * cost
     if spare < 0:
         smallest = fixed + least * cost + RUNS_DIFFER_NBYTES
+        asked = f"--memory auto comes to {_mib(budget)} here, which" if auto else f"--memory {_mib(budget)}"
         raise BudgetTooSmall(
-            f"--memory {_mib(budget)} is too small; the smallest budget for this model, context and batch is "
+            f"{asked} is too small; the smallest budget for this model, context and batch is "
             f"{_mib(smallest)} (daemon {_mib(needs.daemon)}, {loaders} loaders {_mib(needs.loaders)}, compute "
             f"{_mib(needs.compute)}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
-            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES + rounding)})"
+            f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES + rounding)})",
+            "free some memory, or lower --context, --batch or --loaders" if auto else None,
         )
     extra = min(spare, max(0, needs.wish - needs.reserve))
-    return Share(min(least + (spare - extra) // cost, units), slot_nbytes, needs.reserve + extra)
+    slots = min(least + (spare - extra) // cost, units)
+    if auto:
+        extra = spare - (slots - least) * cost
+    return Share(slots, slot_nbytes, needs.reserve + extra)
 
 
 def slot_cost(slot_nbytes: int, loaders: int) -> int:

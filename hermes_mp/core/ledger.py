@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hermes_mp.core.report import Memory, Report, Seconds
+from hermes_mp.core.squeeze import Change
 from hermes_mp.messages import PassEnded, PassStarted, RowsRead, Ticket, UnitDone, UnitLoaded
 
 OPEN_INTERVALS = 64  # reads overlap only their neighbours: older gaps never close again
@@ -17,9 +18,14 @@ OPEN_INTERVALS = 64  # reads overlap only their neighbours: older gaps never clo
 class Ledger:
     """Gathers the facts of one run."""
 
-    def __init__(self, loaders: int, budget_nbytes: int | None, started_ns: int) -> None:
+    def __init__(self, loaders: int, budget_nbytes: int | None, started_ns: int, auto: bool = False) -> None:
+        """`auto`: what the budget is says `divided`, once the machine was asked."""
         self.loaders = loaders
         self.budget_nbytes = budget_nbytes
+        self.auto = auto
+        self.reserve_nbytes: int | None = None  # what is to stay free, of the limit that is nearest
+        self.squeezes = 0
+        self.least_slots: int | None = None
         self.started_ns = started_ns
         self.slots = 0
         self.slot_nbytes = 0
@@ -46,9 +52,16 @@ class Ledger:
         self._peak_nbytes: int | None = None
         self._exact = True
 
-    def divided(self, slots: int, slot_nbytes: int, residents: int) -> None:
+    def divided(self, budget_nbytes: int | None, slots: int, slot_nbytes: int, residents: int) -> None:
         """The budget is divided."""
+        self.budget_nbytes = budget_nbytes
         self.slots, self.slot_nbytes, self.residents = slots, slot_nbytes, residents
+
+    def squeezed(self, change: Change) -> None:
+        """Residents leave for want of memory, or return; what leaves in several steps left once."""
+        if not change.returns:
+            self.squeezes += change.turned
+            self.least_slots = min(change.slots, self.least_slots or change.slots)
 
     def loader_restarted(self) -> None:
         """A loader died and was replaced."""
@@ -122,7 +135,10 @@ class Ledger:
             read_rate_nbytes_per_s=self._read_nbytes / busy_s if busy_s else None,
             read_mode=modes.get(frozenset(self._direct), "none"),
             stall_percent=100 * self._stall_ns / self._pass_ns if self._pass_ns else None,
-            memory=Memory(self.budget_nbytes, self._peak_nbytes, dict(self._peaks), self._exact),
+            memory=Memory(
+                self.budget_nbytes, self._peak_nbytes, dict(self._peaks), self._exact, self.auto, self.reserve_nbytes,
+                self.squeezes, self.least_slots,
+            ),
             loaders=self.loaders,
             loaders_restarted=self.loaders_restarted,
             slots=self.slots,

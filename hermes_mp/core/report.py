@@ -20,12 +20,19 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peaks in bytes; `peak_nbytes` is the largest total of one moment, not the sum of the peaks."""
+    """Peaks in bytes; `peak_nbytes` is the largest total of one moment, not the sum of the peaks.
+
+    `squeezes`: how often residents left because the machine ran short of memory, down to `least_slots` slots.
+    """
 
     budget_nbytes: int | None
     peak_nbytes: int | None
     peak_by_process: dict[str, int]
     exact: bool
+    auto: bool = False
+    reserve_nbytes: int | None = None
+    squeezes: int = 0
+    least_slots: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,15 @@ def render_report(report: Report) -> str:
     memory = report.memory
     if memory.peak_nbytes is not None:
         how = "" if memory.exact else ", estimated"
-        limit = "no limit was set" if memory.budget_nbytes is None else f"of {_size(memory.budget_nbytes)} allowed"
+        limit = _limit(memory)
         lines.append(f"memory    {_size(memory.peak_nbytes)} at most{how}, {limit}")
         if memory.peak_by_process:
             lines.append("          " + _by_process(memory.peak_by_process))
     elif memory.budget_nbytes is None:
         lines.append("memory    no limit was set")
+    if memory.squeezes:
+        least = f", {counted(memory.least_slots, 'slot')} were left" if memory.least_slots is not None else ""
+        lines.append(f"          residents left {counted(memory.squeezes, 'time')} for want of memory{least}")
     restarted = f" ({report.loaders_restarted} restarted)" if report.loaders_restarted else ""
     residents = f", {counted(report.residents, 'unit')} resident" if report.residents else ""
     slots = f"{counted(report.slots, 'slot')} of {_size(report.slot_nbytes)}"
@@ -84,6 +94,15 @@ def render_report(report: Report) -> str:
 def counted(count: int, noun: str) -> str:
     """'1 slot', '2 slots'."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _limit(memory: Memory) -> str:
+    if memory.budget_nbytes is None:
+        return "no limit was set"
+    if not memory.auto:
+        return f"of {_size(memory.budget_nbytes)} allowed"
+    kept = "" if memory.reserve_nbytes is None else f" beyond a reserve of {_size(memory.reserve_nbytes)}"
+    return f"of {_size(memory.budget_nbytes)} that the machine could spare{kept}"
 
 
 def _by_process(peaks: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""How much memory a process has, and how much is to be had: reads /proc and the memory cgroup, v1 and v2.
+"""How much memory a process has, and how much is to be had: reads /proc; the limits above us are host/ceilings.py's.
 
 Knows nothing of budgets or agents. Shared memory (the arena) is in none of these figures: it is counted once, by
 the arena itself (`Arena.allocated_nbytes`). A process that is gone has no memory, so asking about it gives zeros.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+
+from hermes_mp.host.ceilings import Ceilings
 
 SHARED_PATHS = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage")
 QUICK_FIELDS = re.compile(rb"^(RssAnon|RssFile|VmPTE):\s+(\d+) kB$", re.MULTILINE)
-UNLIMITED = 1 << 60  # cgroup v1 says "no limit" by a number just below 2**63
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,8 @@ def total_nbytes() -> int:
 
 def available_nbytes() -> int:
     """What may still be taken without swapping or an OOM kill: of the machine, and of every cgroup above us."""
-    free = _fields("/proc/meminfo")
-    least = free.get("MemAvailable", free.get("MemFree", 0))
-    for folder, version in _cgroups():
-        room = _cgroup_room(folder, version)
-        if room is not None:
-            least = min(least, room)
-    return max(0, least)
+    with Ceilings() as ceilings:
+        return max(0, min(ceiling.free_nbytes for ceiling in ceilings.look()))
 
 
 def oom_kills() -> int:
@@ -110,48 +105,6 @@ def oom_kills() -> int:
         if line.startswith("oom_kill "):
             return int(line.split()[1])
     return 0
-
-
-def _cgroup_room(folder: str, version: int) -> int | None:
-    """Bytes left below the limit of one cgroup; None without a limit. Unmapped page cache can be had back."""
-    limit = _number(f"{folder}/memory.{'max' if version == 2 else 'limit_in_bytes'}")
-    usage = _number(f"{folder}/memory.{'current' if version == 2 else 'usage_in_bytes'}")
-    if limit is None or usage is None or limit >= UNLIMITED:
-        return None
-    stat: dict[str, int] = {}
-    for line in _lines(f"{folder}/memory.stat"):
-        name, _, value = line.partition(" ")
-        stat[name] = int(value)
-    prefix = "" if version == 2 else "total_"  # v1 tells a cgroup's own pages and those of its children apart
-    inactive, active = stat.get(f"{prefix}inactive_file", 0), stat.get(f"{prefix}active_file", 0)
-    mapped = stat.get("file_mapped" if version == 2 else "total_mapped_file", 0)
-    return limit - usage + max(inactive, inactive + active - mapped)
-
-
-def _cgroups() -> Iterator[tuple[str, int]]:
-    """(folder, version) of our memory cgroup and of every one above it that can be seen from here."""
-    paths: dict[str, str] = {}  # controllers -> path, as this process is named in the hierarchy
-    for line in _lines("/proc/self/cgroup"):
-        _, controllers, place = line.split(":", 2)
-        paths[controllers or "cgroup2"] = place
-    for line in _lines("/proc/self/mountinfo"):
-        left, _, right = line.partition(" - ")
-        root, mount = left.split()[3:5]
-        kind, _, options = right.split(None, 2)
-        path: str | None
-        if kind == "cgroup2":
-            path, version = paths.get("cgroup2"), 2
-        elif kind == "cgroup" and "memory" in options.split(","):
-            path, version = next((at for names, at in paths.items() if "memory" in names.split(",")), None), 1
-        else:
-            continue
-        if path is None:
-            continue
-        inner = os.path.relpath(path, root) if path.startswith(root) else "."
-        folder = os.path.normpath(os.path.join(mount, inner))
-        while folder.startswith(mount):
-            yield folder, version
-            folder = os.path.dirname(folder)
 
 
 def _lines(path: str) -> list[str]:
@@ -170,8 +123,3 @@ def _fields(path: str) -> dict[str, int]:
         if len(words) == 3 and words[2] == "kB":
             found[words[0]] = int(words[1]) * 1024
     return found
-
-
-def _number(path: str) -> int | None:
-    text = "".join(_lines(path)).strip()
-    return int(text) if text.isdigit() else None

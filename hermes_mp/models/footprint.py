@@ -49,15 +49,19 @@ class Footprint:
         states = tokens * self.states_nbytes if asked("output_hidden_states") else 0.0
         return int(states + (tokens * positions * self.attentions_nbytes if asked("output_attentions") else 0.0))
 
-    def check(self, rows: int, positions: int, logits: int = 1, kept_nbytes: int = 0) -> None:
-        """Raises CallTooLarge with the two numbers where a call needs more than is reserved."""
+    def check(self, room_nbytes: int, rows: int, positions: int, logits: int = 1, kept_nbytes: int = 0) -> None:
+        """Raises CallTooLarge with the two numbers where a call needs more than is reserved.
+
+        `room_nbytes`: what the budget in fact left, if that is more.
+        """
         need = self.need_nbytes(rows, positions, logits) + rows * kept_nbytes
-        if need > self.reserve_nbytes:
+        reserved = max(self.reserve_nbytes, room_nbytes)
+        if need > reserved:
             kept = f" with the logits of {logits} positions each" if logits > 1 else ""
             kept += " with hidden states or attentions kept" if kept_nbytes else ""
             raise CallTooLarge(
                 f"{rows} sequences of {positions} positions{kept} need {need / 2**20:.1f} MiB, but "
-                f"{self.reserve_nbytes / 2**20:.1f} MiB are reserved, for {self.batch} of {self.context}"
+                f"{reserved / 2**20:.1f} MiB are reserved, for {self.batch} of {self.context}"
             )
 
 
@@ -108,7 +112,7 @@ def model_maximum(config: Any) -> int | None:
     return None
 
 
-def check_call(footprint: Footprint, config: Any, call: dict[str, Any]) -> None:
+def check_call(footprint: Footprint, room_nbytes: int, config: Any, call: dict[str, Any]) -> None:
     """Check one forward, given its arguments by name; what it does not say the model's `config` does."""
     rows, tokens = 1, 1
     for name in ("input_ids", "inputs_embeds", "hidden_states", "pixel_values"):
@@ -128,10 +132,12 @@ def check_call(footprint: Footprint, config: Any, call: dict[str, Any]) -> None:
     def asked(name: str) -> Any:
         return call.get(name, getattr(config, name, False))
 
-    footprint.check(rows, positions, logits, footprint.kept_nbytes(tokens, positions, asked))
+    footprint.check(room_nbytes, rows, positions, logits, footprint.kept_nbytes(tokens, positions, asked))
 
 
-def check_generate(footprint: Footprint, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_generate(
+    footprint: Footprint, room_nbytes: int, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Check a whole `generate` call before its first pass: beams and returned sequences count as batch."""
     inputs = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids", kwargs.get("inputs_embeds")))
     if not isinstance(inputs, torch.Tensor) or inputs.dim() < 2:
@@ -148,4 +154,4 @@ def check_generate(footprint: Footprint, model: Any, args: tuple[Any, ...], kwar
     rows = inputs.shape[0] * max(setting("num_beams") or 1, setting("num_return_sequences") or 1)
     new = setting("max_new_tokens")
     positions = inputs.shape[1] + new if new is not None else max(setting("max_length") or 20, inputs.shape[1])
-    footprint.check(rows, positions, kept_nbytes=footprint.kept_nbytes(positions, positions, asked))
+    footprint.check(room_nbytes, rows, positions, kept_nbytes=footprint.kept_nbytes(positions, positions, asked))

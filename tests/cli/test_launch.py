@@ -20,7 +20,9 @@ REPORT_KEYS = {
     "read_rate_nbytes_per_s", "read_mode", "stall_percent", "memory", "loaders", "loaders_restarted", "slots",
     "slot_nbytes", "residents", "pages",
 }  # fmt: skip
-MEMORY_KEYS = {"budget_nbytes", "peak_nbytes", "peak_by_process", "exact"}
+MEMORY_KEYS = {
+    "budget_nbytes", "peak_nbytes", "peak_by_process", "exact", "auto", "reserve_nbytes", "squeezes", "least_slots",
+}  # fmt: skip
 SAMPLING = {"temperature": 3.0, "top_k": 50, "top_p": 0.9}
 
 

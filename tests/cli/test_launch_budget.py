@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from launching import Launch, launch
+from memory_groups import limit, oom_kills
 
 from hermes_mp.host import memory
 
@@ -60,3 +61,31 @@ def test_a_call_larger_than_what_was_reserved_is_refused_with_both_numbers(model
     assert good == again
     assert bad["error"]["exit_code"] == ended.code == 17
     assert re.search(r"need [0-9.]+ MiB, but [0-9.]+ MiB are reserved, for 1 of 16", ended.line)
+
+
+def test_auto_takes_all_units_in_where_the_machine_can_spare_it(models: Path, home: Path) -> None:
+    ended = launch(home, "--model", models / "big", *ARGUMENTS)
+    report = ended.object["report"]
+    assert report["residents"] == report["slots"]
+    assert report["read_nbytes_per_pass"] == 0
+    assert report["memory"]["auto"]
+    assert report["memory"]["budget_nbytes"] > report["memory"]["peak_nbytes"]
+    assert report["memory"]["reserve_nbytes"] >= 64 * MIB
+    assert (report["memory"]["squeezes"], report["memory"]["least_slots"]) == (0, None)
+
+
+def test_auto_in_a_small_cgroup(models: Path, home: Path, memory_cgroup: Path) -> None:
+    """Too small: one line with the budget that would do. That much, and the reserve: it runs, and nobody is killed."""
+    limit(memory_cgroup, 400)
+    refused = launch(home, "--model", models / "big", *ARGUMENTS, cgroup=memory_cgroup)
+    assert refused.code == 16
+    assert refused.object["error"]["line"] == refused.line
+    found = re.search(r"--memory auto comes to [0-9]+ MiB here, which is too small; .* is ([0-9]+) MiB", refused.line)
+    assert found, refused.line
+    limit(memory_cgroup, int(found[1]) + 64)
+    enough = launch(home.with_name("enough"), "--model", models / "big", *ARGUMENTS, cgroup=memory_cgroup)
+    assert enough.code == 0, enough.err
+    assert enough.object["report"]["memory"]["budget_nbytes"] <= (int(found[1]) + 64) * MIB
+    assert oom_kills(memory_cgroup) == 0
+    plain = launch(home.with_name("plain"), "--model", models / "big", *ARGUMENTS, "--memory", "none")
+    assert enough.object["answers"] == plain.object["answers"]

@@ -69,7 +69,7 @@ def test_a_trace_has_a_row_for_every_agent(models: Path, home: Path) -> None:
     rows = sum(event["args"]["nbytes"] for event in events(trace, "compute", "read rows"))
     assert sum(event["args"]["nbytes"] for event in reads) + rows == ended.object["report"]["read_nbytes"]
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in reads + computes + waits)
-    slots = [event["args"] for event in json.loads(trace.read_text()) if event["ph"] == "C"]
+    slots = [event["args"] for event in json.loads(trace.read_text()) if event["name"] == "slot use"]
     assert max(sum(states.values()) for states in slots) == ended.object["report"]["slots"]
     assert all(max(states[name] for states in slots) > 0 for name in ("lent", "loaded", "held", "empty"))
     assert min(event["ts"] for event in reads) == pytest.approx(ended.object["report"]["first_read_s"] * 1e6, abs=1)
@@ -78,7 +78,7 @@ def test_a_trace_has_a_row_for_every_agent(models: Path, home: Path) -> None:
 @pytest.mark.parametrize("stopped", ["before the answer", "within it"])
 def test_a_terminal_is_never_silent(models: Path, home: Path, stopped: str) -> None:
     """The loaders hang: for 4 s nothing at all happens, and still something moves on the screen."""
-    arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 40)
+    arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 40, "--memory", "none")
     plain = launch(home.with_name("plain"), *arguments, "--quiet").out
     with Launch(home, *arguments, "--loaders", 2, terminal=True) as run:
         if stopped == "within it":

@@ -70,7 +70,7 @@ def test_defaults() -> None:
     assert (config.loaders, config.model, config.memory, config.max_new_tokens, config.dtype) == (
         3,
         None,
-        None,
+        "auto",
         64,
         "auto",
     )
@@ -84,6 +84,16 @@ def test_flags_beat_the_file_and_the_file_beats_the_defaults(tmp_path: Path) -> 
     config = parse([str(file), "--loaders", "2", "--no-json", "--text", "c", "--text", "d e"])
     assert (config.loaders, config.json, config.text) == (2, False, ("c", "d e"))
     assert (config.memory, config.top_p, config.token_ids, config.batch) == (700 << 20, 0.5, (5, 17), 1)
+
+
+@pytest.mark.parametrize(("said", "memory"), [("auto", "auto"), ("none", None), ("1MiB", 1 << 20)])
+def test_memory_is_a_size_or_one_of_two_words(said: str, memory: object, tmp_path: Path) -> None:
+    assert parse(["--memory", said]).memory == memory
+    file = tmp_path / "run.toml"
+    file.write_text(f'memory = "{said}"\n')
+    assert parse([str(file)]).memory == memory
+    assert RunConfig(memory=said).memory == memory
+    assert RunConfig(memory=None).memory is None
 
 
 def test_every_option_can_be_said_both_ways(tmp_path: Path) -> None:
@@ -128,7 +138,8 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.
         (["--loadrs", "3"], "'--loadrs', did you mean --loaders?"),
         (["--load", "3"], "'--load'"),
         (["--loaders"], "expected one argument"),
-        (["--memory", "3G"], "--memory takes a size such as 700MiB, 3GiB or a number of bytes, not '3G'"),
+        (["--memory", "3G"], "--memory takes auto, none, a size such as 700MiB or 3GiB, or a number"),
+        (["--memory", "Auto"], "not 'Auto'"),
         (["--dtype", "int8"], "--dtype takes one of auto, float32, float16, bfloat16, not 'int8'"),
         (["--temperature", "nan"], "--temperature takes a number"),
         (["--top-p", "1.5"], "--top-p"),
@@ -159,7 +170,7 @@ def test_wrong_flags_are_one_line_and_exit_2(argv: list[str], says: str) -> None
         ("loaders = true", "not True"),
         ("loaders = 2.0", "not 2.0"),
         ("loaders = 65", "not 65"),
-        ("memory = 1.5", "memory takes a size"),
+        ("memory = 1.5", "memory takes auto, none, a size"),
         ('json = "yes"', "json takes true or false"),
         ("text = [1]", "text takes"),
         ("token-ids = [1, true]", "token-ids takes"),

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from hermes_mp.core.budget import MARGIN_NBYTES, RUNS_DIFFER_NBYTES, Needs, Share, share_out, slot_cost
+from hermes_mp.core.budget import (
+    MARGIN_NBYTES,
+    RUNS_DIFFER_NBYTES,
+    Needs,
+    Share,
+    Spare,
+    auto_budget,
+    share_out,
+    slot_cost,
+)
 from hermes_mp.errors import BudgetTooSmall
 
 MIB = 1 << 20
@@ -43,3 +52,28 @@ def test_too_small_names_the_least() -> None:
 def test_a_wish_takes_what_the_least_number_of_slots_leaves(spare: int, slots: int, reserve: int) -> None:
     needs = Needs(NEEDS.daemon, NEEDS.loaders, NEEDS.compute, NEEDS.reserve, wish=100 * MIB)
     assert share_out(LEAST + spare, needs, 20, SLOT, 3) == Share(slots, SLOT, reserve)
+
+
+@pytest.mark.parametrize(
+    ("spare", "last", "budget"),
+    [
+        (LEAST + 7 * COST, LEAST + 9 * COST, LEAST + 7 * COST),
+        (LEAST, LEAST + COST, LEAST),
+        (LEAST - 1, LEAST + COST, LEAST),  # into the reserve, as far as it must be
+        (LEAST - 2 * COST, LEAST - COST, LEAST - COST),  # and still too small
+        (-COST, -MIB, 0),
+    ],
+)
+def test_what_auto_comes_to(spare: int, last: int, budget: int) -> None:
+    assert auto_budget(Spare(spare, last), NEEDS, 20, SLOT, 3) == budget
+
+
+def test_what_no_slot_needs_is_for_compute_where_the_budget_was_found_not_named() -> None:
+    over = 40 * MIB
+    assert share_out(LEAST + over, NEEDS, 2, SLOT, 3, auto=True) == Share(2, SLOT, NEEDS.reserve + over)
+    assert share_out(LEAST + over, NEEDS, 2, SLOT, 3) == Share(2, SLOT, NEEDS.reserve)
+
+
+def test_too_little_to_be_found_says_so() -> None:
+    with pytest.raises(BudgetTooSmall, match=r"--memory auto comes to 100 MiB here, which is too small; the smallest"):
+        share_out(100 * MIB, NEEDS, 20, SLOT, 3, auto=True)

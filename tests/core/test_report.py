@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hermes_mp.core.ledger import Ledger, _Busy
 from hermes_mp.core.report import render_report
+from hermes_mp.core.squeeze import Change
 from hermes_mp.messages import Epoch, LoaderNo, PassEnded, PassStarted, RowsRead, Ticket, UnitDone, UnitLoaded
 
 MS = 10**6
@@ -35,7 +36,7 @@ def a_pass(ledger: Ledger, start_ms: int, end_ms: int, tokens: int, *units: Unit
 
 def test_a_run_that_generates() -> None:
     ledger = Ledger(3, 10 << 30, started_ns=0)
-    ledger.divided(4, 1 << 20, 1)
+    ledger.divided(10 << 30, 4, 1 << 20, 1)
     for ticket, start in ((1, 100), (2, 150), (3, 1000), (4, 2000)):
         ledger.unit_loaded(loaded(ticket, 1000, start, start + 100))
     ledger.rows_read(RowsRead(24, 180 * MS, 190 * MS))
@@ -140,7 +141,7 @@ def test_the_docs_name_every_key_of_the_report() -> None:
 
 def test_the_text_is_short_and_says_what_matters() -> None:
     ledger = Ledger(3, 700 << 20, started_ns=0)
-    ledger.divided(4, 50 << 20, 2)
+    ledger.divided(700 << 20, 4, 50 << 20, 2)
     ledger.pages = "huge"
     ledger.unit_loaded(loaded(1, 10 << 20, 10, 20))
     a_pass(ledger, 20, 120, 7, done(1, 20, 30, 40))
@@ -152,3 +153,18 @@ def test_the_text_is_short_and_says_what_matters() -> None:
                   "daemon 30 MiB", "arena 200 MiB", "4 slots of 50 MiB", "2 units resident", "huge pages"):  # fmt: skip
         assert words in text, words
     assert "no limit was set" in render_report(Ledger(3, None, started_ns=0).report())
+
+
+def test_what_the_machine_could_spare_and_how_often_it_could_not() -> None:
+    ledger = Ledger(3, None, started_ns=0, auto=True)
+    a_pass(ledger, 20, 120, 7)
+    ledger.divided(900 << 20, 20, 50 << 20, 16)
+    ledger.reserve_nbytes = 64 << 20
+    ledger.memory_sampled({"daemon": 30 << 20}, exact=False)
+    for slots, returns, turned in ((18, False, True), (15, False, False), (20, True, True), (16, False, True)):
+        ledger.squeezed(Change(slots, returns, turned))
+    text = render_report(ledger.report())
+    assert "30 MiB at most, estimated, of 900 MiB that the machine could spare beyond a reserve of 64 MiB" in text
+    assert "residents left 2 times for want of memory, 15 slots were left" in text
+    memory = ledger.report().memory
+    assert (memory.auto, memory.squeezes, memory.least_slots) == (True, 2, 15)

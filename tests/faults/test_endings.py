@@ -141,7 +141,7 @@ def test_the_model_file_is_truncated_during_the_run(models: Path, home: Path) ->
     """As a failing card would: an error of the read, never a SIGBUS."""
     folder = home.with_name("model")
     shutil.copytree(models / "big", folder)
-    with Launch(home, "--model", folder, *ARGUMENTS) as run:
+    with Launch(home, "--model", folder, *ARGUMENTS, "--memory", "none") as run:
         run.wait_for(lambda run: len(run.out) > 3)
         os.truncate(folder / "model.safetensors", 1 << 20)
         ended = run.ended()

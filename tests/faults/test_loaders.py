@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from launching import Launch, launch
 
-ARGUMENTS = ("--prompt", "the ship", "--max-new-tokens", 24)
+# Without a budget: a window, so that all units are read in every pass.
+ARGUMENTS = ("--prompt", "the ship", "--max-new-tokens", 24, "--memory", "none")
 
 
 @pytest.fixture(scope="module")
