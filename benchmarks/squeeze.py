@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hermes_mp.bench.board import ControlGroup, Unavailable, drop_caches, memory_limit, oom_kills, undo_when_ended
+from hermes_mp.bench.board import Unavailable, drop_caches, memory_limit, undo_when_ended
 
 STEP_NBYTES = 16 << 20
 SHARE = 0.30
@@ -42,7 +42,7 @@ time.sleep(float(sys.argv[4]))
 def main() -> None:
     undo_when_ended()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=Path("bench-models"), help="where shapes are made")
+    parser.add_argument("--models", type=Path, default=Path("bench-models"), help="made by make_models.py")
     parser.add_argument("--model", default="llama-3.2-1b")
     parser.add_argument("--mib", type=int, default=2000, help="the size of the cgroup")
     parser.add_argument("--memory", default="auto", help="as of hermes-launch")
@@ -72,24 +72,29 @@ def run(options: argparse.Namespace, trace: Path | None) -> dict[str, Any]:
     words += ["--trace", str(trace)] if trace is not None else []
     drop_caches()
     with memory_limit(options.mib << 20) as group:
+        folder = group.folder
         command = [sys.executable, "-m", "hermes_mp.cli.launch", *words]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=lambda: group.enter(os.getpid())) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=lambda: enter(folder)) as process:
             grown = 0
             if trace is not None and until(lambda: passes(trace) >= FIRST_PASSES, process):
-                steps = int(SHARE * usage_nbytes(group)) // STEP_NBYTES
-                with neighbour(group, steps, options) as other:
+                steps = int(SHARE * usage_nbytes(folder)) // STEP_NBYTES
+                with neighbour(folder, steps, options) as other:
                     until(lambda: other.poll() is not None, process)
                 grown = steps * STEP_NBYTES
             output, _ = process.communicate()
-        kills = oom_kills(group)
-    return {"object": json.loads(output), "grown": grown, "kills": kills, "exit": process.returncode}
+        kills = dict(line.split() for line in (folder / "memory.oom_control").read_text().splitlines())["oom_kill"]
+    return {"object": json.loads(output), "grown": grown, "kills": int(kills), "exit": process.returncode}
+
+
+def enter(folder: Path) -> None:
+    (folder / "cgroup.procs").write_text(str(os.getpid()))
 
 
 @contextmanager
-def neighbour(group: ControlGroup, steps: int, options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
+def neighbour(folder: Path, steps: int, options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
     numbers = (steps, STEP_NBYTES, options.step_s, options.stay_s)
     command = [sys.executable, "-c", NEIGHBOUR, *map(str, numbers)]
-    with subprocess.Popen(command, preexec_fn=lambda: group.enter(os.getpid())) as process:
+    with subprocess.Popen(command, preexec_fn=lambda: enter(folder)) as process:
         yield process
 
 
@@ -102,8 +107,8 @@ def until(what: Callable[[], bool], process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def usage_nbytes(group: ControlGroup) -> int:
-    return int(group.read("memory.usage_in_bytes"))
+def usage_nbytes(folder: Path) -> int:
+    return int((folder / "memory.usage_in_bytes").read_text())
 
 
 def passes(trace: Path) -> int:
@@ -118,7 +123,7 @@ def timeline(trace: Path, reserve_nbytes: int) -> dict[str, Any]:
         return sorted((event for event in events if event["name"] == name), key=lambda event: event["ts"])
 
     free = [(event["ts"] / 1e6, event["args"]["MiB"]) for event in of("free memory")]
-    slots = [(event["ts"] / 1e6, event["args"]["slots"]) for event in of("slots")]
+    slots = [(event["ts"] / 1e6, sum(event["args"].values())) for event in of("slots")]
     most = max(count for _, count in slots)
     full_s = next(at for at, count in slots if count == most)
     short_s = next((at for at, mib in free if at > full_s and mib < reserve_nbytes / 2**20), None)

@@ -26,7 +26,7 @@ from hermes_mp.host.children import Child, DeathPipe, spawn
 from hermes_mp.host.hub import resolve
 from hermes_mp.host.rundir import remove_path
 from hermes_mp.host.wire import Link
-from hermes_mp.messages import ToCompute
+from hermes_mp.messages import RunPlan, ToCompute
 
 START_S = 20.0  # a small board imports slowly
 LEAVE_S = 5.0
@@ -35,7 +35,7 @@ LEAVE_S = 5.0
 def load(
     model: str | os.PathLike[str],
     *,
-    loaders: int = 3,
+    loaders: int | str = "auto",
     memory: str | int | None = "auto",
     context: int | None = None,
     batch: int = 1,
@@ -48,17 +48,23 @@ def load(
 ) -> Any:
     """A model for inference on streamed weights: an instance of its transformers class, also a context manager.
 
-    `model`: a directory with config.json and *.safetensors, or a hub id. `memory`: the budget in bytes or as "3GiB";
-    what this process takes already counts unless `count_caller` is false; "auto" is what the machine and its cgroup
-    can spare, None sets no limit. `context`, `batch`: positions and sequences (beams count) that memory is reserved
-    for. `dtype`: "auto" as transformers resolves it, or float32, float16, bfloat16.
+    `model`: a directory with config.json and *.safetensors, or a hub id. `loaders`: processes that read, or "auto", as
+    many as `hermes-plan` would take. `memory`: the budget in bytes or as "3GiB"; what this process takes already counts
+    unless `count_caller` is false; "auto" is what the machine and its cgroup can spare, None sets no limit. `context`,
+    `batch`: positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves
+    it, or float32, float16, bfloat16.
 
     Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
     MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, NeedsAllWeights,
     and DaemonLost within a second of the daemon's end.
     """
     config = RunConfig(
-        model=os.fspath(model), loaders=loaders, memory=memory, context=context, batch=batch, dtype=dtype
+        model=os.fspath(model),
+        loaders=loaders,  # type: ignore[arg-type]  # "auto" becomes None there
+        memory=memory,
+        context=context,
+        batch=batch,
+        dtype=dtype,
     )
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
     behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
@@ -74,12 +80,21 @@ def load(
 def _build(
     config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None
 ) -> Any:
+    from hermes_mp.models.choose_plan import Told, choose_plan
     from hermes_mp.models.footprint import check_call, check_generate
-    from hermes_mp.models.prepare import prepare
+    from hermes_mp.models.prepare import trace_model
     from hermes_mp.models.settle import settle
     from hermes_mp.models.streamed import stream
 
-    prepared = prepare(checkpoint, config.dtype, config.context, config.batch, room=room)
+    traced = trace_model(checkpoint, config.dtype, config.context, config.batch)
+    plan = RunPlan()
+    if room is None:
+        told = Told(
+            config.dtype, config.context, config.batch, None, config.loaders, config.memory, behind.granule
+        )
+        chosen = choose_plan(traced, checkpoint, told)
+        room, plan = chosen.room, chosen.plan
+    prepared = traced.divide(room)
     behind.supply.use(prepared.division.list)
     footprint, supply = prepared.footprint, behind.supply
     model_config = prepared.skeleton.model.config  # of the model nothing else may be kept by its parts
@@ -94,7 +109,7 @@ def _build(
     behind.lock = model._hermes_binder.lock
     settle(prepared.skeleton.dtype, images=model.main_input_name == "pixel_values")
     base = host_memory.quick(os.getpid()).total_nbytes if count_caller else 0
-    behind.supply.describe(base, footprint.reserve_nbytes)
+    behind.supply.describe(base, footprint.reserve_nbytes, plan=plan)
     return model
 
 
@@ -107,6 +122,7 @@ class _Behind:
         self.lock = threading.RLock()  # whoever holds it may use the link
         self._death = DeathPipe()
         self._arena = make_arena(config.memory)
+        self.granule = self._arena.granule
         read_fd, ready_fd = os.pipe()
         settings = {
             "directory": str(checkpoint.directory),

@@ -94,6 +94,10 @@ def _choice(*names: str) -> Kind:
     return Kind("one of " + ", ".join(names), check, check)
 
 
+def _check_size(value: object) -> object:
+    return parse_size(value)  # type: ignore[arg-type]  # it checks the type itself
+
+
 def _check_text(value: object) -> object:
     return _require(value, isinstance(value, str) and value != "" and "\0" not in value)
 
@@ -119,7 +123,16 @@ def _check_memory(value: object) -> object:
     return "auto" if value == "auto" else parse_size(value)  # type: ignore[arg-type]  # it checks the type itself
 
 
+def _check_loaders(value: object) -> object:
+    return None if value is None or value == "auto" else _LOADERS.check(value)
+
+
+SIZE = Kind("a size such as 700MiB, 3GiB or a number of bytes", _check_size, _check_size)
 MEMORY = Kind("auto, none, a size such as 700MiB or 3GiB, or a number of bytes", _check_memory, _check_memory)
+_LOADERS = _whole(1, 64)
+LOADERS = Kind(
+    "auto or " + _LOADERS.what, lambda text: _check_loaders(text if text == "auto" else int(text)), _check_loaders
+)
 TEXT = Kind("a text that is not empty", _check_text, _check_text)
 TEXTS = Kind("a text that is not empty, or several", _check_text, _check_texts, "repeated")
 IDS = Kind("token ids such as 5,17,9", lambda text: _check_ids([int(one) for one in text.split(",")]), _check_ids)
@@ -141,7 +154,10 @@ class RunConfig:
         None, TEXT, "a directory with config.json and *.safetensors, or a hub id; without it the packaged "
         "all-MiniLM-L6-v2 ranks sentences by meaning", "MODEL", _RUN,
     )  # fmt: skip
-    loaders: int = _option(3, _whole(1, 64), "processes that read weights in parallel", "N", _RUN)
+    loaders: int | None = _option(
+        None, LOADERS, "processes that read weights in parallel (default: auto, as many as hermes-plan would take)",
+        "N", _RUN,
+    )  # fmt: skip
     memory: int | str | None = _option(
         "auto", MEMORY, "never use more than this, all our processes together (700MiB, 3GiB); auto: what the machine "
         "and its cgroup can spare, less a reserve of 64 MiB or a twentieth; none: loaders + 1 slots and no limit",
@@ -199,6 +215,22 @@ class LaunchConfig(RunConfig):
         False, SWITCH, "measure memory exactly, 20 times a second: slows the run", "", _OUTPUT
     )
     quiet: bool = _option(False, SWITCH, "show the answers only: no progress, no report", "", _OUTPUT)
+    show_config: bool = _option(
+        False, SWITCH, "print every value and where it came from, as a launch file, and do not run", "", _OUTPUT
+    )
+
+
+@dataclass(frozen=True)
+class PlanConfig(RunConfig):
+    """A question to `hermes-plan`: how would this model run on this machine?"""
+
+    memory: int | None = _option(
+        None, SIZE, "plan for this budget and say why; without it: a table from the smallest budget to the one with "
+        "which everything fits", "SIZE", _RUN,
+    )  # fmt: skip
+    tokens: int = _option(128, _whole(1, 2**24), "length of the input, or of the prompt", "N", _RUN)
+    fresh: bool = _option(False, SWITCH, "measure again what is known from an earlier plan", "", _RUN)
+    json: bool = _option(False, SWITCH, "print one JSON object on standard output (docs/json.md)", "", _OUTPUT)
 
 
 def options_of(config: type[RunConfig]) -> Iterator[tuple[Field[Any], Option]]:

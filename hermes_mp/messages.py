@@ -38,16 +38,38 @@ class Range:
     at: int
 
 
+@dataclass(frozen=True)
+class RunPlan:
+    """What `core.planner` chose of a run: 0 stands for what the daemon does by default.
+
+    `loaders` that read `chunk_nbytes` at a time, past the page cache where `direct`; `window`: slots that streamed
+    units share. `forecast_us`: of a pass that repeats. `source`: "measured" where the model was profiled, "estimated"
+    where only the disk was, "assumed" where not even that.
+    """
+
+    loaders: int = 0
+    window: int = 0
+    chunk_nbytes: int = 0
+    direct: bool = True
+    forecast_us: int = 0
+    source: str = ""
+
+
 # --- daemon -> loader
 
 
 @dataclass(frozen=True)
 class OpenFile:
-    """Use `path` as file number `file`; it must still be `nbytes` long."""
+    """Use `path` as file number `file`; it must still be `nbytes` long.
+
+    Read `chunk_nbytes` at a time (0: as the loader was told at its start), past the page cache where `direct`.
+    """
 
     file: int
     path: str
     nbytes: int
+    chunk_nbytes: int = 0
+    direct: bool = True
 
 
 @dataclass(frozen=True)
@@ -205,7 +227,7 @@ class UnitsDescribed:
 
     `base_nbytes` is compute's memory before it binds, `reserve_nbytes` what it must be left for KV cache, logits,
     activations and casts at the reserved context and batch, `wish_nbytes` what it would use if there is room: for
-    large images.
+    large images. `plan`: how to run on these units.
     """
 
     units: int
@@ -213,6 +235,7 @@ class UnitsDescribed:
     base_nbytes: int
     reserve_nbytes: int
     wish_nbytes: int
+    plan: RunPlan
 
 
 @dataclass(frozen=True)

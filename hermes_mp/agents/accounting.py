@@ -6,12 +6,10 @@ import os
 import time
 
 from hermes_mp.agents.crew import LoaderCrew
-from hermes_mp.core.budget import Needs
+from hermes_mp.core.budget import DAEMON_NBYTES, LOADER_NBYTES, Needs
 from hermes_mp.host import memory
 
 QUICK_S, EXACT_S = 0.25, 0.05  # between two samples; a quick one of five processes costs 1 ms of processor
-LOADER_NBYTES = 14 << 20  # what one that is still starting will take; one at work has 11
-DAEMON_NBYTES = 24 << 20  # at work 16 to 20
 
 
 class Accounting:
@@ -61,7 +59,9 @@ class Accounting:
         """What must be left beside the slots, by what our processes take now."""
         each = max([LOADER_NBYTES, *(memory.exact(pid).total_nbytes for pid in self._crew.pids().values())])
         own = max(DAEMON_NBYTES, memory.exact(os.getpid()).total_nbytes)
-        self._needs = Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes)
+        # A caller's past is its own.
+        start = memory.peak_nbytes(self.compute) if self.compute and self._compute_name == "compute" else 0
+        self._needs = Needs(own, each * loaders, compute_nbytes, reserve_nbytes, wish_nbytes, start)
         return self._needs
 
     def held(self, needs: Needs) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 
-from hermes_mp.core.budget import MIN_SLOTS, Needs, Spare, auto_budget, share_out
+from hermes_mp.core.budget import MIN_SLOTS, Needs, Spare, auto_budget, share_out, slot_shape
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.host.arena import Arena
 from hermes_mp.messages import SlotNo
@@ -14,8 +14,8 @@ from hermes_mp.messages import SlotNo
 class Allotment:
     """`bases` says where the allocated slots begin; `missing` more are planned. All are `slot_nbytes` long.
 
-    `reserve_nbytes`: what the budget leaves for what compute does. `budget_nbytes`: what `--memory` came to; with
-    "auto" there may be `most` slots once the machine can spare more.
+    `loaders`: how many there are to be. `reserve_nbytes`: what the budget leaves for what compute does.
+    `budget_nbytes`: what `--memory` came to; with "auto" there may be `most` slots once the machine can spare more.
     """
 
     def __init__(self, arena: Arena, memory: int | str | None, loaders: int, fixed: int | None) -> None:
@@ -24,10 +24,11 @@ class Allotment:
         self.slot_nbytes = self.reserve_nbytes = 0
         self.missing = 0
         self.most = 0
+        self.loaders = loaders
         self.budget_nbytes = memory if isinstance(memory, int) else None
         self._auto = memory == "auto"
         self._within = 0  # so many slots are in that
-        self._arena, self._loaders, self._fixed = arena, loaders, fixed
+        self._arena, self._fixed = arena, fixed
         self._pages = _SharedPages(arena, mmap.PAGESIZE)
 
     @property
@@ -42,15 +43,14 @@ class Allotment:
         What is `remembered` of compute may be less than it takes today (another tokenizer, a library that another
         process had mapped): then a window's worth at most, and one slot less than there would be room for.
         """
-        nbytes = -(-units.slot_nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        granule = self._arena.granule if nbytes >= self._arena.granule else mmap.PAGESIZE
-        rounding = granule - mmap.PAGESIZE
+        nbytes, rounding = slot_shape(units.slot_nbytes, self._arena.granule, mmap.PAGESIZE)
+        granule = rounding + mmap.PAGESIZE
         if self._auto:
-            self.budget_nbytes = auto_budget(spare, needs, len(units.units), nbytes, self._loaders, rounding)
-        share = share_out(self.budget_nbytes, needs, len(units.units), nbytes, self._loaders, rounding, self._auto)
+            self.budget_nbytes = auto_budget(spare, needs, len(units.units), nbytes, self.loaders, rounding)
+        share = share_out(self.budget_nbytes, needs, len(units.units), nbytes, self.loaders, rounding, self._auto)
         count = share.slots if self._fixed is None else min(self._fixed, len(units.units))
         if remembered and self.budget_nbytes is not None:
-            count = max(min(count, MIN_SLOTS), min(count - 1, self._loaders + 1))
+            count = max(min(count, MIN_SLOTS), min(count - 1, self.loaders + 1))
         if nbytes:
             count = min(count, self._arena.nbytes // nbytes)
         grows = self._auto and self._fixed is None and not remembered

@@ -7,6 +7,7 @@ It never touches the terminal; what it has to say goes to the daemon as messages
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -81,6 +82,7 @@ class _Compute:
 
     def run(self) -> None:
         directory = Path(self.settings["directory"])
+        gc.disable()  # nothing that is imported goes; looking for what could takes a tenth of the start
         self.supply.say("importing torch")
         from hermes_mp.models.light_imports import import_lightly
 
@@ -89,19 +91,29 @@ class _Compute:
 
         if self.settings["threads"]:
             torch.set_num_threads(self.settings["threads"])
+        from hermes_mp.models.choose_plan import Told, choose_plan
         from hermes_mp.models.footprint import check_call, check_generate
-        from hermes_mp.models.prepare import prepare
+        from hermes_mp.models.prepare import trace_model
         from hermes_mp.models.settle import settle
         from hermes_mp.models.streamed import stream
         from hermes_mp.models.tasks.task import open_task
+        from hermes_mp.models.tasks.text_input import open_early
 
         _quiet_libraries()
         checkpoint = find_checkpoint(directory)
-        made = prepare(
-            checkpoint, self.settings["dtype"], self.settings["context"], self.settings["batch"], self.supply.say
+        settings = self.settings
+        open_early(directory)
+        traced = trace_model(
+            checkpoint, settings["dtype"], settings["context"], settings["batch"], self.supply.say
         )
+        told = Told(
+            settings["dtype"], settings["context"], settings["batch"], settings["threads"], settings["loaders"],
+            settings["memory"], settings["granule"],
+        )  # fmt: skip
+        chosen = choose_plan(traced, checkpoint, told)
+        made = traced.divide(chosen.room)
         self.supply.use(made.division.list)
-        limited, footprint = self.settings["limited"], made.footprint
+        limited, footprint = settings["memory"] is not None, made.footprint
         model = stream(
             made.skeleton,
             made.division,
@@ -115,10 +127,12 @@ class _Compute:
         )
         task = open_task(model, directory, self.settings["options"])
         settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")
+        gc.freeze()  # nor later
+        gc.enable()
         base = memory.quick(os.getpid()).total_nbytes
         # An image is prepared before its pass needs the reserve.
         wish = IMAGE_NBYTES if model.main_input_name == "pixel_values" else 0
-        divided = self.supply.describe(base, footprint.reserve_nbytes, wish)
+        divided = self.supply.describe(base, footprint.reserve_nbytes, wish, chosen.plan)
         room = {"room_nbytes": divided.reserve_nbytes} if limited else {}
         while True:
             request = self.supply.next_request()

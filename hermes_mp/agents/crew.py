@@ -39,6 +39,7 @@ class LoaderCrew:
         self.progress = ProgressBoard.create()
         self._children: dict[tuple[LoaderNo, Epoch], Child] = {}
         self._by_fd: dict[int, tuple[LoaderNo, Epoch]] = {}
+        self._retired: set[tuple[LoaderNo, Epoch]] = set()
         self._stopping = False
 
     def attach(
@@ -55,6 +56,13 @@ class LoaderCrew:
 
     def start(self) -> None:
         self._perform(self._crew.start())
+
+    def resize(self, count: int) -> list[tuple[LoaderNo, Epoch]]:
+        """So many loaders from now on; those of the others that are to be asked to leave: they are not replaced."""
+        actions, retired = self._crew.resize(count)
+        self._retired.update(retired)
+        self._perform(actions)
+        return retired
 
     def pids(self) -> dict[str, int]:
         """Process ids by the name a report shows."""
@@ -113,7 +121,7 @@ class LoaderCrew:
             return
         del self._children[key], self._by_fd[pidfd]
         number, epoch = key
-        if not self._stopping:
+        if not self._stopping and key not in self._retired:
             self._say(f"loader {number} ended ({cause})")
         self._on_gone(number, epoch)
         self._perform(self._crew.handle(number, epoch, Happened.EXITED, time.monotonic_ns()))

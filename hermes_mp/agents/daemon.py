@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hermes_mp.agents.accounting import Accounting
@@ -60,6 +60,7 @@ from hermes_mp.messages import (
     OpenFile,
     PassForecast,
     RecallUnit,
+    RunPlan,
     RunRequest,
     SlotsDivided,
     StopCompute,
@@ -84,7 +85,7 @@ class DaemonSettings:
     """What a daemon is told. `caller_death_fd` hangs up when the caller behind `load` is gone; -1 in a launch."""
 
     checkpoint: Checkpoint
-    loaders: int
+    loaders: int | None  # None: as many as compute's plan says
     memory: int | str | None  # bytes, "auto" or None: no limit
     context: int | None
     batch: int
@@ -108,7 +109,7 @@ class Daemon:
         self.settings, self.front = settings, front
         self.arena, self.crew = quarters.arena, quarters.crew
         self.over: HermesError | bool | None = False  # True or an error once the run is to end
-        self.slots = Allotment(quarters.arena, settings.memory, settings.loaders, settings.slots)
+        self.slots = Allotment(quarters.arena, settings.memory, quarters.loaders, settings.slots)
         self.adapting = Adapting(self.slots.budget_nbytes, front)
         self.accounting = Accounting(
             quarters.crew, "caller" if settings.has_caller else "compute", settings.sample_exactly
@@ -116,8 +117,10 @@ class Daemon:
         self.mind: Pipeload | None = None
         self.units = UnitList((), ())
         self._cache = unitcache.entry_path(
-            settings.checkpoint.digest, settings.dtype, settings.context, settings.batch
+            settings.checkpoint.digest, settings.dtype, settings.context, settings.batch, settings.memory,
+            settings.loaders,
         )
+        self.plan = RunPlan(quarters.loaders)  # until compute says more
         self._described: tuple[list[UnitFile], list[UnitSpec]] = ([], [])
         self._loading: dict[Ticket, UnitNo] = {}
         self._leased: dict[Ticket, tuple[UnitNo, Ticket]] = {}
@@ -150,6 +153,7 @@ class Daemon:
         known = unitcache.recall(self._cache)
         if known is not None and self._is_of_this_checkpoint(known.units):
             try:
+                self._follow(known.plan)
                 self._adopt(known.units, self._needs(known.base_nbytes, known.reserve_nbytes), remembered=True)
             except HermesError:
                 self.mind = None  # compute's own figures will tell; a guess refuses nobody
@@ -292,8 +296,9 @@ class Daemon:
             self.crew.happened(message.loader, message.epoch, Happened.SAID_FAILED)
 
     def _name_files(self, peer: Peer) -> None:
+        plan = self.plan
         for number, file in enumerate(self.units.files):
-            if not self.hub.send(peer, OpenFile(number, file.path, file.nbytes)):
+            if not self.hub.send(peer, OpenFile(number, file.path, file.nbytes, plan.chunk_nbytes, plan.direct)):
                 self.crew.kill(LoaderNo(peer.number), Epoch(peer.epoch))  # it takes nothing any more
                 return
 
@@ -344,7 +349,9 @@ class Daemon:
             "context": self.settings.context,
             "batch": self.settings.batch,
             "threads": self.settings.threads,
-            "limited": self.settings.memory is not None,
+            "memory": self.settings.memory,
+            "loaders": self.settings.loaders,
+            "granule": self.arena.granule,
             "options": self.settings.options,
         }
         fds = (self._quarters.death.read_fd, self.arena.fd)
@@ -371,6 +378,7 @@ class Daemon:
             raise BadMessage(f"compute described {len(specs)} of {message.units} units, or others than it named")
         units.check()
         self.sample(exactly=True)
+        self._follow(message.plan)
         needs = self._needs(message.base_nbytes, message.reserve_nbytes, message.wish_nbytes)
         try:
             if self.mind is not None and units != self.units:
@@ -379,7 +387,10 @@ class Daemon:
         except HermesError as error:
             self.end(error)
             return
-        unitcache.remember(self._cache, unitcache.Remembered(units, message.base_nbytes, message.reserve_nbytes))
+        base = max(message.base_nbytes, needs.start - message.reserve_nbytes)  # the next start must have room, too
+        unitcache.remember(self._cache, unitcache.Remembered(units, base, message.reserve_nbytes, self.plan))
+        if self.settings.loaders is None:
+            unitcache.remember_loaders(str(self.settings.checkpoint.directory), self.plan.loaders)
         self.divided = True
         self._to_compute(SlotsDivided(self.slots.planned, self.slots.slot_nbytes, self.slots.reserve_nbytes))
         self.front.ready(units)
@@ -391,7 +402,17 @@ class Daemon:
         return units.files == files
 
     def _needs(self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
-        return self.accounting.needs(self.settings.loaders, base_nbytes, reserve_nbytes, wish_nbytes)
+        return self.accounting.needs(self.plan.loaders, base_nbytes, reserve_nbytes, wish_nbytes)
+
+    def _follow(self, plan: RunPlan) -> None:
+        """Run by this plan: so many loaders, that read in this way."""
+        before, self.plan = self.plan, replace(plan, loaders=plan.loaders or self.plan.loaders)
+        self.slots.loaders = self.plan.loaders
+        for number, epoch in self.crew.resize(self.plan.loaders):
+            self.hub.send(Peer("loader", number, epoch), StopLoader())
+        if (before.chunk_nbytes, before.direct) != (self.plan.chunk_nbytes, self.plan.direct):
+            for peer in self._started:
+                self._name_files(peer)
 
     def _adopt(self, units: UnitList, needs: Needs, remembered: bool = False) -> None:
         """Run on these units from now on, with the slots that the budget leaves."""
@@ -404,11 +425,12 @@ class Daemon:
             if units.units:
                 sizes = [unit.nbytes for unit in units.units]
                 self.mind = Pipeload(
-                    sizes, self.slots.slot_nbytes, self.settings.loaders, more=True, eager=self.settings.eager
-                )
+                    sizes, self.slots.slot_nbytes, self.plan.loaders, self.plan.window or None, more=True,
+                    eager=self.settings.eager,
+                )  # fmt: skip
                 for peer in self._started:
                     self._name_files(peer)
-        self._feed(SlotsWanted(max(1, count)))
+        self._feed(SlotsWanted(max(1, count), self.plan.window))
         for started in self._started.values():
             self._feed(started)  # those that came up before the units were known; for the others this is old news
         self._add_slot()

@@ -20,7 +20,7 @@ from setproctitle import setproctitle
 
 from hermes_mp.agents.daemon import Daemon, DaemonSettings
 from hermes_mp.agents.front import Front, SilentFront
-from hermes_mp.agents.quarters import Quarters
+from hermes_mp.agents.quarters import Quarters, loaders_to_start
 from hermes_mp.agents.tracing import TracingFront
 from hermes_mp.errors import HermesError, InvariantBroken
 from hermes_mp.host.arena import Arena
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     ready = os.fdopen(settings.pop("ready_fd"), "w", encoding="utf-8")
     try:
         arena = Arena(settings.pop("arena_fd"), settings.pop("granule"))
-        quarters = Quarters(settings["loaders"], settings["memory"], arena)
+        quarters = Quarters(loaders_to_start(settings["loaders"], settings["directory"]), settings["memory"], arena)
         checkpoint = find_checkpoint(Path(settings.pop("directory")))
         with (
             _front(settings.pop("trace")) as front,

@@ -40,6 +40,7 @@ class Loader:
         self._progress = ProgressBoard.attach(arguments.progress_fd)
         self._mind = Loading(self._number, Epoch(arguments.epoch), self._arena.nbytes)
         self._files: dict[int, FileReader] = {}
+        self._chunks: dict[int, int] = {}
 
     def run(self) -> None:
         """Work until told to stop; raises DaemonLost when there is nobody left to tell."""
@@ -71,7 +72,8 @@ class Loader:
         if action.file in self._files:
             self._files.pop(action.file).close()
         try:
-            self._files[action.file] = FileReader(action.path, action.nbytes)
+            self._files[action.file] = FileReader(action.path, action.nbytes, action.direct)
+            self._chunks[action.file] = action.chunk_nbytes or self._chunk_nbytes
         except (MachineError, UserError) as error:
             return OpenFailed(action.file, error.exit_code, str(error))
         return None
@@ -83,7 +85,7 @@ class Loader:
         file = self._files[piece.file]
         with self._arena.view(action.base + piece.at, room) as buffer:
             try:
-                file.read_into(buffer, piece.offset, piece.nbytes, self._chunk_nbytes, self._chunk_read)
+                file.read_into(buffer, piece.offset, piece.nbytes, self._chunks[piece.file], self._chunk_read)
             except MachineError as error:
                 return RangeFailed(action.ticket, error.exit_code, str(error))
         return RangeRead(action.ticket, piece.nbytes, file.direct)

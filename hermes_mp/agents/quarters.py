@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from hermes_mp.agents.crew import LoaderCrew
 from hermes_mp.errors import OutOfMemory
+from hermes_mp.host import unitcache
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.children import DeathPipe
 from hermes_mp.host.memory import total_nbytes
 from hermes_mp.host.rundir import RunDirectory
 
+LOADERS = 3  # to begin with, where nothing is known
 LEAVE_S = 0.5  # how long loaders may take to leave when asked; they have nothing to lose
 
 
 class Quarters:
-    """`close` ends the loaders and leaves nothing behind; harmless when repeated."""
+    """`close` ends the loaders and leaves nothing behind; harmless when repeated. It begins with so many `loaders`."""
 
     def __init__(self, loaders: int, memory: int | str | None, arena: Arena | None = None) -> None:
         self.arena = arena or make_arena(memory)
+        self.loaders = loaders
         self.run_dir = RunDirectory.create()
         self.death = DeathPipe()
         self.crew = LoaderCrew(loaders, self.run_dir.endpoint, self.run_dir.path, self.arena, self.death)
@@ -31,6 +34,11 @@ class Quarters:
         self.death.close()
         self.run_dir.remove()
         self.arena.close()
+
+
+def loaders_to_start(loaders: int | None, model: str | None) -> int:
+    """As many as were asked for; else as the last run of this directory had."""
+    return loaders or unitcache.recall_loaders(model) or LOADERS
 
 
 def make_arena(memory: int | str | None) -> Arena:

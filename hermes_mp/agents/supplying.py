@@ -24,6 +24,7 @@ from hermes_mp.messages import (
     Progress,
     RecallUnit,
     RowsRead,
+    RunPlan,
     RunRequest,
     SlotsDivided,
     StopCompute,
@@ -67,8 +68,10 @@ class LinkedSupply:
         self._list = units
         self._leasing = Leasing(len(units.units), more=True)
 
-    def describe(self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> SlotsDivided:
-        """Tell the daemon all units and what compute needs, and wait for its division of the budget.
+    def describe(
+        self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0, plan: RunPlan | None = None
+    ) -> SlotsDivided:
+        """Tell the daemon all units, what compute needs and how to run, and wait for its division of the budget.
 
         Raises BudgetTooSmall (from the daemon) or whatever else it refuses the run with.
         """
@@ -77,7 +80,7 @@ class LinkedSupply:
         for unit, spec in enumerate(self._list.units):
             self._link.send(UnitDescribed(UnitNo(unit), spec.nbytes, spec.ranges))
         count, digest = len(self._list.units), self._list.digest()
-        self._link.send(UnitsDescribed(count, digest, base_nbytes, reserve_nbytes, wish_nbytes))
+        self._link.send(UnitsDescribed(count, digest, base_nbytes, reserve_nbytes, wish_nbytes, plan or RunPlan()))
         while self.divided is None:
             self._receive()
         return self.divided

@@ -22,7 +22,6 @@ from hermes_mp.messages import (
     UnitNo,
 )
 
-SLOT_USE = "slot use"
 STATES = {"lent": LENT, "loaded": LOADED, "held": ANNOUNCED, "empty": EMPTY}
 
 
@@ -66,9 +65,4 @@ class TracingFront(SilentFront):
         occupied = {name: holds.count(state) for name, state in STATES.items()}
         if occupied != self._occupied:
             self._occupied = occupied
-            self.writer.counter(SLOT_USE, time.monotonic_ns(), **occupied)
-
-    def looked(self, free_nbytes: int, reserve_nbytes: int, slots: int) -> None:
-        now_ns = time.monotonic_ns()
-        self.writer.counter("free memory", now_ns, MiB=free_nbytes / 2**20)
-        self.writer.counter("slots", now_ns, slots=slots)
+            self.writer.counters("slots", time.monotonic_ns(), occupied)

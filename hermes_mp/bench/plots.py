@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hermes_mp.agents.tracing import SLOT_USE
 from hermes_mp.bench.limits import roofline
 from hermes_mp.bench.rows import Row
 from hermes_mp.errors import MissingPackage
@@ -181,7 +180,7 @@ def timeline(pyplot: Any, title: str, trace: Path, path: Path) -> list[Path]:
     above.tick_params(axis="y", length=0)
     above.set_title("\n".join(textwrap.wrap(title, 110)))
     above.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, -0.02 - 0.9 / len(rows)))
-    _occupancy(below, [event for event in events if event["name"] == SLOT_USE], start, end)
+    _occupancy(below, [event for event in events if event["ph"] == "C" and event["name"] == "slots"], start, end)
     below.set_xlim(0, (end - start) / 1e6)
     below.set_xlabel("seconds from the start of the pass")
     return save(pyplot, figure, path)

@@ -136,7 +136,8 @@ class LaunchFront:
     def looked(self, free_nbytes: int, reserve_nbytes: int, slots: int) -> None:
         self._ledger.reserve_nbytes = reserve_nbytes
         if self._trace is not None:
-            self._trace.looked(free_nbytes, reserve_nbytes, slots)
+            now_ns = time.monotonic_ns()
+            self._trace.writer.counters("free memory", now_ns, {"MiB": free_nbytes / 2**20})
 
     def squeezed(self, change: Change, free_nbytes: int) -> None:
         self._ledger.squeezed(change)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from types import FrameType
 
-from hermes_mp.agents.quarters import Quarters
+from hermes_mp.agents.quarters import Quarters, loaders_to_start
 from hermes_mp.cli import options
+from hermes_mp.config import LaunchConfig
 from hermes_mp.errors import HermesError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -27,11 +28,16 @@ def main(argv: list[str] | None = None) -> int:
     _open_standard_streams()
     words = sys.argv[1:] if argv is None else argv
     try:
-        config = options.parse(words)
+        config, sources = options.parse_with_sources(options.LAUNCH, words)
     except HermesError as error:
         return _refused(error, "--json" in words)
+    if config.show_config:
+        from hermes_mp.cli import show_config
+
+        print(show_config.as_json(config, sources) if config.json else show_config.as_launch_file(config, sources))
+        return 0
     try:
-        with _signals() as signals, closing(Quarters(config.loaders, config.memory)) as quarters:
+        with _signals() as signals, closing(quarters_of(config)) as quarters:
             from hermes_mp.cli.console import Console  # from here on the loaders start up beside us
             from hermes_mp.cli.run import run
 
@@ -46,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     except HermesError as error:
         return _refused(error, config.json)
     return code
+
+
+def quarters_of(config: LaunchConfig) -> Quarters:
+    return Quarters(loaders_to_start(config.loaders, config.model), config.memory)
 
 
 def _open_standard_streams() -> None:

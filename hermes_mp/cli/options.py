@@ -1,4 +1,4 @@
-"""`hermes-launch [FILE.toml] [flags]` -> LaunchConfig: flags beat the file, the file beats the defaults.
+"""A command line -> its configuration; for `hermes-launch [FILE.toml] [flags]` flags beat the file, it the defaults.
 
 Flags and keys derive from the fields in config.py (`max_new_tokens` is `--max-new-tokens` and `max-new-tokens = 64`).
 In a file, `image`, `trace` and a `model` that begins with `.` are relative to the file, so that it works from
@@ -12,19 +12,33 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, TypeVar
 
-from hermes_mp.config import LaunchConfig, Option, options_of
+from hermes_mp.config import LaunchConfig, Option, RunConfig, options_of
 from hermes_mp.errors import BadOption
 
-USAGE = "hermes-launch [FILE.toml] [flags]"
+C = TypeVar("C", bound=RunConfig)
 
-DESCRIPTION = """\
+
+@dataclass(frozen=True)
+class Command(Generic[C]):
+    """One of our programs: what it is told becomes a `config`, from flags and, where it `takes_file`, a TOML file."""
+
+    program: str
+    config: type[C]
+    usage: str
+    description: str
+    examples: str
+    takes_file: bool = False
+
+
+_LAUNCH_DESCRIPTION = """\
 Run a Hugging Face transformer that does not fit in memory: several loaders read its layers from disk
 while one process computes them, and the answer is what transformers itself would give.
 Without --prompt, --text, --image or --token-ids every line of standard input is one request."""
 
-EXAMPLES = """\
+_LAUNCH_EXAMPLES = """\
 examples:
   hermes-launch                                            rank sentences by meaning with the packaged model
   hermes-launch --text "What makes bread rise?"            the same, against a sentence of yours
@@ -35,6 +49,10 @@ examples:
   cat questions.txt | hermes-launch --model ./gpt-j-6b     one request per line, weights stay warm
 
 A key of a launch file is a flag without its dashes: max-new-tokens = 32"""
+
+LAUNCH = Command(
+    "hermes-launch", LaunchConfig, "hermes-launch [FILE.toml] [flags]", _LAUNCH_DESCRIPTION, _LAUNCH_EXAMPLES, True
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,37 +72,59 @@ class _Version(argparse.Action):
 
 
 def parse(argv: Sequence[str]) -> LaunchConfig:
+    """What `hermes-launch` is told; see `parse_for`."""
+    return parse_for(LAUNCH, argv)
+
+
+def parse_for(command: Command[C], argv: Sequence[str]) -> C:
     """The configuration that `argv` (without the program's name) asks for; BadOption where it is wrong.
 
     `--help` and `--version` print and raise SystemExit(0).
     """
-    known, unknown = _parser().parse_known_args(list(argv))
+    return parse_with_sources(command, argv)[0]
+
+
+def parse_with_sources(command: Command[C], argv: Sequence[str]) -> tuple[C, dict[str, str]]:
+    """As `parse_for`, and by field what said it: "flag", or the path of the launch file; of the others nobody did."""
+    try:
+        return _parsed(command, argv)
+    except BadOption as error:
+        if error.attempt == BadOption.attempt:
+            error.attempt = f"see {command.program} --help"
+        raise
+
+
+def _parsed(command: Command[C], argv: Sequence[str]) -> tuple[C, dict[str, str]]:
+    known, unknown = _parser(command).parse_known_args(list(argv))
     if unknown:
-        flags = [f"--{_key(one.name)}" for one, _ in options_of(LaunchConfig)]
+        flags = [f"--{key_of(one.name)}" for one, _ in options_of(command.config)]
         near = difflib.get_close_matches(unknown[0], flags, n=1)
         raise BadOption(f"unknown argument {unknown[0]!r}" + (f", did you mean {near[0]}?" if near else ""))
     given = vars(known)
-    file = given.pop("file")
+    file = given.pop("file", None)
     values = _from_file(file) if file is not None else {}
-    for one, option in options_of(LaunchConfig):
+    sources = dict.fromkeys(values, str(file)) | dict.fromkeys(given, "flag")
+    for one, option in options_of(command.config):
         if one.name in given:
-            values[one.name] = _from_flag(f"--{_key(one.name)}", option, given[one.name])
-    return LaunchConfig(**values)
+            values[one.name] = _from_flag(f"--{key_of(one.name)}", option, given[one.name])
+    return command.config(**values), sources
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """A field as launch files spell it, and flags behind two dashes."""
     return name.replace("_", "-")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: Command[C]) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="hermes-launch", usage=USAGE, description=DESCRIPTION, epilog=EXAMPLES, allow_abbrev=False,
-        argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=command.program, usage=command.usage, description=command.description, epilog=command.examples,
+        allow_abbrev=False, argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("file", nargs="?", default=None, metavar="FILE.toml", help="a ready run, see launch/*.toml")
+    if command.takes_file:
+        parser.add_argument("file", nargs="?", default=None, metavar="FILE.toml", help="a ready run, see launch/*.toml")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for one, option in options_of(LaunchConfig):
+    for one, option in options_of(command.config):
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         shown = isinstance(one.default, int | float | str) and option.kind.flag == "value"
@@ -96,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
             settings |= {"metavar": option.metavar}
         if option.kind.flag == "repeated":
             settings |= {"action": "append", "help": text + "; may be repeated"}
-        groups[option.group].add_argument(f"--{_key(one.name)}", **settings)
+        groups[option.group].add_argument(f"--{key_of(one.name)}", **settings)
     return parser
 
 
@@ -123,7 +163,7 @@ def _from_file(path: str) -> dict[str, Any]:
         raise BadOption(why, "a model is named with --model") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadOption(f"{path} is no TOML: {error}", "see launch/*.toml for examples") from error
-    options = {_key(one.name): (one.name, option) for one, option in options_of(LaunchConfig)}
+    options = {key_of(one.name): (one.name, option) for one, option in options_of(LaunchConfig)}
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in options:

@@ -38,7 +38,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     checkpoint = find_checkpoint(directory)
     trace = TraceWriter(config.trace, started_ns) if config.trace else None
     named = config.memory if isinstance(config.memory, int) else None
-    ledger = Ledger(config.loaders, named, started_ns, auto=config.memory == "auto")
+    ledger = Ledger(quarters.loaders, named, started_ns, auto=config.memory == "auto")
     requests, lines, line_request = _requests(config)
     tracing = None if trace is None else TracingFront(trace)
     front = LaunchFront(console, ledger, tracing, requests, lines, line_request, signals.wakeup_fd)
@@ -59,6 +59,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             ledger.pages = quarters.arena.pages
             ledger.slots = len(daemon.slots.bases)
             ledger.budget_nbytes = daemon.slots.budget_nbytes
+            ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from hermes_mp.errors import BudgetTooSmall
 
 MIN_SLOTS = 2  # with one, nothing could be read while compute computes
-MARGIN_NBYTES = 24 << 20  # the allocator's slack and the daemon's and loaders' growth after they were measured
+MARGIN_NBYTES = 12 << 20  # the allocator's slack, and growth of daemon and loaders after they were measured (seen: 2)
 LAST_NBYTES = 16 << 20  # of the reserve stays free even where all else is needed to run at all
 RUNS_DIFFER_NBYTES = 4 << 20  # compute takes 1 or 2 MiB more or less in the next run: the budget named must do there
+LOADER_NBYTES = 13 << 20  # what one that is still starting will take; one at work has 11.6
+DAEMON_NBYTES = 20 << 20  # at work 16 to 17
 PAGE_ENTRIES = 512  # a page table entry is 8 bytes for a page of 4 KiB: 1/512, once per process that maps the slot
 
 
@@ -27,10 +29,15 @@ class Needs:
     compute: int  # before it binds
     reserve: int  # KV cache, logits, activations and casts at the reserved context and batch
     wish: int = 0  # a larger reserve, for inputs that are large before they are prepared; slots beyond the least yield
+    start: int = 0  # the most that compute has taken while it started, when there were no slots yet
 
     @property
     def total(self) -> int:
         return self.daemon + self.loaders + self.compute + self.reserve + MARGIN_NBYTES
+
+    def least(self, slots_nbytes: int) -> int:
+        """The smallest budget: for running with so many bytes of slots, and for starting without them."""
+        return max(self.total + slots_nbytes, self.daemon + self.loaders + self.start)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def auto_budget(spare: Spare, needs: Needs, units: int, slot_nbytes: int, loader
     The reserve is kept for the sake of others, among them a run of ours beside us that has residents to give back: so
     a run that could not be otherwise begins in the reserve, with the least number of slots.
     """
-    least = needs.total + rounding + min(units, MIN_SLOTS) * slot_cost(slot_nbytes, loaders)
+    least = needs.least(rounding + min(units, MIN_SLOTS) * slot_cost(slot_nbytes, loaders))
     return max(0, spare.nbytes, min(least, spare.last_nbytes))
 
 
@@ -81,15 +88,16 @@ def share_out(
         return Share(min(units, max(loaders + 1, MIN_SLOTS)), slot_nbytes, max(needs.reserve, needs.wish))
     cost = slot_cost(slot_nbytes, loaders)
     least = min(units, MIN_SLOTS)
-    fixed = needs.total + rounding
-    spare = budget - fixed - least * cost
-    if spare < 0:
-        smallest = fixed + least * cost + RUNS_DIFFER_NBYTES
+    spare = budget - needs.total - rounding - least * cost
+    if budget < needs.least(rounding + least * cost):
+        smallest = needs.least(rounding + least * cost) + RUNS_DIFFER_NBYTES
+        starts = needs.total + rounding + least * cost < needs.daemon + needs.loaders + needs.start
+        start = f" ({_mib(needs.start)} while it starts)" if starts else ""
         asked = f"--memory auto comes to {_mib(budget)} here, which" if auto else f"--memory {_mib(budget)}"
         raise BudgetTooSmall(
             f"{asked} is too small; the smallest budget for this model, context and batch is "
             f"{_mib(smallest)} (daemon {_mib(needs.daemon)}, {loaders} loaders {_mib(needs.loaders)}, compute "
-            f"{_mib(needs.compute)}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
+            f"{_mib(needs.compute)}{start}, KV cache and activations {_mib(needs.reserve)}, {least} slots of "
             f"{_mib(slot_nbytes)}, margin {_mib(MARGIN_NBYTES + RUNS_DIFFER_NBYTES + rounding)})",
             "free some memory, or lower --context, --batch or --loaders" if auto else None,
         )
@@ -103,6 +111,15 @@ def share_out(
 def slot_cost(slot_nbytes: int, loaders: int) -> int:
     """Bytes that one more slot takes, with the page tables of compute and the loaders that map it."""
     return slot_nbytes + (loaders + 1) * (-(-slot_nbytes // PAGE_ENTRIES))
+
+
+def slot_shape(largest_nbytes: int, granule: int, page: int) -> tuple[int, int]:
+    """Bytes of a slot that holds units of up to `largest_nbytes`, and what all slots together may take more.
+
+    They lie side by side in whole pages; where a slot has room for a huge page (`granule`), in whole huge pages.
+    """
+    nbytes = -(-largest_nbytes // page) * page
+    return nbytes, granule - page if nbytes >= granule else 0
 
 
 def _mib(nbytes: int) -> str:

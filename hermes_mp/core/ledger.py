@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from hermes_mp.core.report import Memory, Report, Seconds
 from hermes_mp.core.squeeze import Change
-from hermes_mp.messages import PassEnded, PassStarted, RowsRead, Ticket, UnitDone, UnitLoaded
+from hermes_mp.messages import PassEnded, PassStarted, RowsRead, RunPlan, Ticket, UnitDone, UnitLoaded
 
 OPEN_INTERVALS = 64  # reads overlap only their neighbours: older gaps never close again
 
@@ -32,6 +32,7 @@ class Ledger:
         self.residents = 0
         self.pages = "small"  # what the arena's pages turned out to be: known at the end
         self.loaders_restarted = 0
+        self.plan = RunPlan()
         self._first_read_ns: int | None = None
         self._direct: set[bool] = set()
         self._read_nbytes = 0
@@ -145,6 +146,8 @@ class Ledger:
             slot_nbytes=self.slot_nbytes,
             residents=self.residents,
             pages=self.pages,
+            forecast_s=self.plan.forecast_us / 1e6 if self.plan.source else None,
+            planned_by=self.plan.source or None,
         )
 
     def _read(self, nbytes: int, started_ns: int, ended_ns: int) -> None:

@@ -139,11 +139,19 @@ class Crew:
         self._limit = limit
         self._window_ns = window_ns
         self._restarts: dict[LoaderNo, deque[int]] = {}
+        self._epochs: dict[LoaderNo, int] = {}  # the last one of each, also of those that left
         self.members: dict[LoaderNo, tuple[Epoch, Child]] = {}
 
     def start(self) -> list[Action]:
         """Everybody's first incarnation."""
         return [self._spawn(LoaderNo(number), Epoch(1)) for number in range(self._count)]
+
+    def resize(self, count: int) -> tuple[list[Action], list[tuple[LoaderNo, Epoch]]]:
+        """So many loaders there shall be: whom to start, and who is to be asked to leave, and not be replaced."""
+        retired = [(number, self.members.pop(number)[0]) for number in sorted(self.members) if number >= count]
+        added = [LoaderNo(number) for number in range(self._count, count)]
+        self._count = count
+        return [self._spawn(number, Epoch(self._epochs.get(number, 0) + 1)) for number in added], retired
 
     def handle(self, loader: LoaderNo, epoch: Epoch, happened: Happened, now_ns: int) -> list[Action]:
         """What this incarnation did; of an older one, and of a loader that was abandoned, nothing follows."""
@@ -164,6 +172,7 @@ class Crew:
         return [self._spawn(loader, Epoch(epoch + 1))]
 
     def _spawn(self, loader: LoaderNo, epoch: Epoch) -> Spawn:
+        self._epochs[loader] = epoch
         self.members[loader] = epoch, Child(f"loader {loader}, epoch {epoch}")
         return Spawn(loader, epoch)
 

@@ -49,11 +49,13 @@ Event = OpenFile | LoadUnit | StopLoader | OpenFailed | RangeRead | RangeFailed
 
 @dataclass(frozen=True)
 class Open:
-    """Open the file; say `OpenFailed` if that fails, nothing if it succeeds."""
+    """Open the file; say `OpenFailed` if that fails, nothing if it succeeds. See `OpenFile` for how to read it."""
 
     file: int
     path: str
     nbytes: int
+    chunk_nbytes: int = 0
+    direct: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Loading:
         if isinstance(event, OpenFile):
             self._files[event.file] = event
             self._bad_files.pop(event.file, None)
-            return [Open(event.file, event.path, event.nbytes)]
+            return [Open(event.file, event.path, event.nbytes, event.chunk_nbytes, event.direct)]
         if isinstance(event, OpenFailed):
             self._bad_files[event.file] = event
             return []

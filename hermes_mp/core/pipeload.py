@@ -190,6 +190,7 @@ class Pipeload:
                 self._divide()
         elif isinstance(event, SlotsWanted):
             self._slots_wanted = max(1, event.count)
+            self._window_planned = event.window or self._window_planned
             self._divide()
         elif isinstance(event, ComputeGone):
             for slot in list(self.slots.announced.values()):

@@ -70,9 +70,13 @@ class SlotAdded:
 
 @dataclass(frozen=True)
 class SlotsWanted:
-    """So many slots there shall be (at least 1): surplus ones are removed as they come free."""
+    """So many slots there shall be (at least 1): surplus ones are removed as they come free.
+
+    `window`: so many of them streamed units share (0: as before).
+    """
 
     count: int
+    window: int = 0
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ class Report:
     slot_nbytes: int
     residents: int
     pages: str
+    forecast_s: float | None = None
+    planned_by: str | None = None  # what the plan knew: see `messages.RunPlan`
 
     def as_json(self) -> dict[str, object]:
         """The report as JSON holds it."""
@@ -88,6 +90,9 @@ def render_report(report: Report) -> str:
     residents = f", {counted(report.residents, 'unit')} resident" if report.residents else ""
     slots = f"{counted(report.slots, 'slot')} of {_size(report.slot_nbytes)}"
     lines.append(f"loaders   {report.loaders}{restarted}; {slots}{residents}, {report.pages} pages")
+    if report.forecast_s is not None:
+        how = "as profiled" if report.planned_by == "measured" else f"{report.planned_by}; `hermes-plan` measures"
+        lines.append(f"plan      {report.forecast_s:.3g} s per pass was forecast ({how})")
     return "\n".join(lines)
 
 

@@ -1,12 +1,35 @@
-"""Where the user's cache is; nothing of ours is ever written anywhere else."""
+"""Where the user's cache is, and how a file of it is written; nothing of ours is ever written anywhere else."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "hermes-mp")
 
 
 def cache_directory() -> Path:
     """`$XDG_CACHE_HOME/hermes-mp`, or `~/.cache/hermes-mp`."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     return Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache")) / "hermes-mp"
+
+
+def keep(path: Path, text: str) -> None:
+    """Write a file of the cache, all of it or nothing; where that cannot be done the next start is merely slower."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+
+
+def versions() -> list[str]:
+    """Installed versions by the names of the metadata folders: importing or parsing them would take 25 ms."""
+    found = []
+    wanted = tuple(name.replace("-", "_") + "-" for name in PACKAGES)
+    for folder in sys.path:
+        with contextlib.suppress(OSError):
+            found += [name for name in os.listdir(folder or ".") if name.startswith(wanted) and "-info" in name]
+    return sorted(set(found))

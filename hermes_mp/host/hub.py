@@ -7,8 +7,10 @@ It does not know what is in a weights file and never fetches a pickled one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,16 +44,45 @@ def resolve(model: str, say: Callable[[str], None]) -> Path:
     path = os.path.expanduser(model)
     if os.path.exists(path):
         return Path(path)
-    if not model or model.startswith((".", "/", "~")) or model.count("/") > 1:
+    if not _may_be_hub_id(model):
         raise ModelNotFound(f"there is no directory {model or '(its name is empty)'}")
     say(f"looking for {model} on the hub")
     return _in_own_process(model)
 
 
-def _in_own_process(model: str) -> Path:
+def outline(model: str, folder: Path) -> Path:
+    """A directory with the configuration and the headers of hub model `model`, none of its weights downloaded.
+
+    It is the hub's cache where that holds the whole model; else `folder`, whose weights files are headers followed by
+    holes: as long as the real ones, and taking no room. Raises what `resolve` raises.
+    """
+    return _in_own_process(model, str(folder))
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `model` is not a path, so that `resolve` would ask the hub."""
+    return not os.path.exists(os.path.expanduser(model)) and _may_be_hub_id(model)
+
+
+def cache_place() -> Path:
+    """Where the hub's cache is, or the nearest folder above it that exists: there a model would be downloaded to."""
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
+    )
+    place = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")))
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def _may_be_hub_id(model: str) -> bool:
+    return bool(model) and not model.startswith((".", "/", "~")) and model.count("/") <= 1
+
+
+def _in_own_process(model: str, *more: str) -> Path:
     alive, ours = os.pipe()  # `ours` closes when we die, however we die: then the download must end too
     with subprocess.Popen(
-        [sys.executable, "-c", BOOTSTRAP.format(__name__), import_path(), model, str(alive)],
+        [sys.executable, "-c", BOOTSTRAP.format(__name__), import_path(), model, str(alive), *more],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         pass_fds=(alive,),
@@ -115,6 +146,56 @@ def download(repo: str) -> Path:
             raise CheckpointBroken(f"{repo} on the hub lacks {name}, which its index names", "ask its author")
     snapshot_download(repo, revision=folder.name, allow_patterns=list(wanted))
     return folder
+
+
+def outlined(repo: str, folder: Path) -> Path:
+    """See `outline`."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    with contextlib.suppress(HermesError):
+        return _cached(repo, ModelNotFound(repo))
+    told = HfApi().model_info(repo, timeout=TIMEOUT_S)
+    names = {sibling.rfilename for sibling in told.siblings or ()}
+    if CONFIG not in names:
+        raise ModelNotFound(f"{repo} on the hub holds no {CONFIG}")
+    snapshot = Path(snapshot_download(repo, allow_patterns=list(BESIDE_WEIGHTS)))
+    for path in snapshot.iterdir():
+        if path.is_file() and not path.name.endswith(".safetensors"):
+            shutil.copy(path, folder)
+    config = read_config(folder)
+    if config.get("transformers_weights") is None:
+        if WEIGHTS in names:
+            _write_outline(repo, snapshot.name, folder / WEIGHTS)
+        elif WEIGHTS_INDEX not in names:
+            raise _no_weights(repo, names)
+    for name in weights_files(folder, config):
+        if name not in names:
+            raise CheckpointBroken(f"{repo} on the hub lacks {name}, which its index names", "ask its author")
+        if not (folder / name).exists():
+            _write_outline(repo, snapshot.name, folder / name)
+    return folder
+
+
+def _write_outline(repo: str, revision: str, path: Path) -> None:
+    """A safetensors file with the header of the hub's, and a hole where the weights would be."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    try:
+        found = HfApi().parse_safetensors_file_metadata(repo, path.name, revision=revision, timeout=TIMEOUT_S)
+    except SafetensorsParsingError as error:
+        raise CheckpointBroken(f"{path.name} of {repo} on the hub: {error}", "ask its author") from error
+    tensors = {
+        name: {"dtype": one.dtype, "shape": one.shape, "data_offsets": list(one.data_offsets)}
+        for name, one in found.tensors.items()
+    }
+    header = json.dumps({"__metadata__": found.metadata, **tensors} if found.metadata else tensors).encode()
+    header += b" " * (-len(header) % 8)
+    end = max((one.data_offsets[1] for one in found.tensors.values()), default=0)
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+    os.utime(path, (0, 0))  # part of the checkpoint's digest: the next outline of this revision is to have the same
 
 
 def _cached(repo: str, refusal: Exception) -> Path:
@@ -182,14 +263,17 @@ def _end_with(alive: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m hermes_mp.host.hub ID [FD]`: FD is a pipe's read end; the process ends when it closes."""
+    """`python -m hermes_mp.host.hub ID [FD [FOLDER]]`: FD is a pipe's read end; the process ends when it closes.
+
+    With FOLDER only the model's outline is fetched, into that folder.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # huggingface_hub's threads would finish their files first
     if len(arguments) > 1:
         _end_with(int(arguments[1]))
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(TIMEOUT_S)))
     failed: HermesError | None
     try:
-        print(download(arguments[0]))
+        print(outlined(arguments[0], Path(arguments[2])) if len(arguments) > 2 else download(arguments[0]))
         return 0
     except ModuleNotFoundError as error:
         if error.name != "huggingface_hub":

@@ -58,6 +58,11 @@ def quick(pid: int) -> Memory:
     return Memory(found.get(b"RssAnon", 0), found.get(b"RssFile", 0), found.get(b"VmPTE", 0))
 
 
+def peak_nbytes(pid: int) -> int:
+    """The most that the process has had in memory since it began its program, of everything it maps."""
+    return _fields(f"/proc/{pid}/status").get("VmHWM", 0)
+
+
 def uss_nbytes(pid: int) -> int:
     """Bytes that would be free if the process ended.
 

@@ -27,8 +27,8 @@ _direct_by_device: dict[int, bool] = {}
 class FileReader:
     """One file, open for reading until `close`; `direct` says whether reads bypass the page cache."""
 
-    def __init__(self, path: str | os.PathLike[str], nbytes: int) -> None:
-        """Open `path`, which must be `nbytes` long: its header was read when it was."""
+    def __init__(self, path: str | os.PathLike[str], nbytes: int, direct: bool = True) -> None:
+        """Open `path`, which must be `nbytes` long: its header was read when it was. `direct`: O_DIRECT, if it can."""
         self.path = path
         self.nbytes = nbytes
         self._direct_fd = -1
@@ -43,7 +43,8 @@ class FileReader:
             with self._failing_at(0):
                 # RANDOM keeps the kernel from reading ahead past a range: those pages nobody would drop
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
-                self._try_direct(status.st_dev)
+                if direct:
+                    self._try_direct(status.st_dev)
         except BaseException:
             self.close()
             raise

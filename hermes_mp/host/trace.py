@@ -7,6 +7,7 @@ trace can still be opened; `close` makes it whole JSON. It knows no message: the
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from types import TracebackType
 
 from hermes_mp.errors import BadOption
@@ -40,10 +41,10 @@ class TraceWriter:
         """Something that took none: the command started, the first byte came, a process died."""
         self._write({"ph": "i", "s": "t", "name": name, **self._at(row, at_ns), "args": facts})
 
-    def counter(self, name: str, at_ns: int, **values: int | float) -> None:
-        """How much there is of something from now on; each name is a curve of its own."""
-        ts = (at_ns - self._started_ns) / 1000
-        self._write({"ph": "C", "name": name, "pid": BOARD, "tid": 0, "ts": ts, "args": values})
+    def counters(self, name: str, at_ns: int, values: Mapping[str, int | float]) -> None:
+        """Quantities from now on, drawn as one stack: how many slots are lent, loaded, held, empty."""
+        at = (at_ns - self._started_ns) / 1000
+        self._write({"ph": "C", "name": name, "pid": BOARD, "tid": 0, "ts": at, "args": dict(values)})
 
     def close(self) -> None:
         """End the JSON; `failure` then says whether all of it was written. Doing it twice is harmless."""

@@ -6,33 +6,60 @@ reads, never an answer: compute describes the units anew in every run. Nothing i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import BadMessage
-from hermes_mp.host.cachedir import cache_directory
+from hermes_mp.host.cachedir import cache_directory, keep, versions
+from hermes_mp.messages import RunPlan
 
-PACKAGES = ("torch", "transformers", "hermes-mp")
+MOST_LOADERS = 64
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """A unit list, and what compute needed beside its slots (bytes)."""
+    """A unit list, what compute needed beside its slots (bytes), and the plan it was made for."""
 
     units: UnitList
     base_nbytes: int
     reserve_nbytes: int
+    plan: RunPlan
 
 
-def entry_path(checkpoint_digest: str, dtype: str, context: int | None, batch: int) -> Path:
-    """Where the entry for these settings lies, whether it exists or not."""
-    key = json.dumps([checkpoint_digest, dtype, context, batch, _versions()])
+def entry_path(
+    checkpoint_digest: str, dtype: str, context: int | None, batch: int, memory: object, loaders: int | None
+) -> Path:
+    """Where the entry for these settings lies, whether it exists or not; `memory` and `loaders` as they were asked for.
+
+    They are what units are planned by.
+    """
+    key = json.dumps([checkpoint_digest, dtype, context, batch, memory, loaders, versions()])
     return cache_directory() / "units" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def start_path(directory: str) -> Path:
+    """Where it is kept how many loaders the last run of this directory had."""
+    return cache_directory() / "loaders" / hashlib.sha256(directory.encode()).hexdigest()[:32]
+
+
+def recall_loaders(model: str | None) -> int | None:
+    """How many loaders to start with, as long as nothing else is known of this model."""
+    try:
+        count = int(start_path(os.path.realpath(os.path.expanduser(model or ""))).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+    return count if 1 <= count <= MOST_LOADERS else None
+
+
+def remember_loaders(directory: str, count: int) -> None:
+    """For the next run."""
+    path = start_path(directory)
+    if recall_loaders(directory) != count:
+        keep(path, str(count))
 
 
 def recall(path: Path) -> Remembered | None:
@@ -40,7 +67,12 @@ def recall(path: Path) -> Remembered | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         units = UnitList.from_json(document["units"])
-        return Remembered(units, int(document["base_nbytes"]), int(document["reserve_nbytes"]))
+        *numbers, direct, forecast_us, source = document["plan"]
+        loaders, window, chunk_nbytes = map(int, numbers)
+        plan = RunPlan(loaders, window, chunk_nbytes, bool(direct), int(forecast_us), str(source))
+        if not 0 <= plan.loaders <= MOST_LOADERS or min(plan.window, plan.chunk_nbytes) < 0:
+            return None
+        return Remembered(units, int(document["base_nbytes"]), int(document["reserve_nbytes"]), plan)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, BadMessage):
         return None
 
@@ -54,22 +86,7 @@ def remember(path: Path, entry: Remembered) -> None:
             "units": entry.units.to_json(),
             "base_nbytes": entry.base_nbytes,
             "reserve_nbytes": entry.reserve_nbytes,
+            "plan": list(astuple(entry.plan)),
         }
     )
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-
-
-def _versions() -> list[str]:
-    """Installed versions by the names of the metadata folders: importing or parsing them would take 25 ms."""
-    import sys
-
-    found = []
-    wanted = tuple(name.replace("-", "_") + "-" for name in PACKAGES)
-    for folder in sys.path:
-        with contextlib.suppress(OSError):
-            found += [name for name in os.listdir(folder or ".") if name.startswith(wanted) and "-info" in name]
-    return sorted(set(found))
+    keep(path, text)

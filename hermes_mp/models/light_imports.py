@@ -65,7 +65,7 @@ def _unless_symbolic(name: str, answer: Callable[..., Any]) -> Callable[..., Any
     """The function `name` of the module of symbolic shapes; of plain numbers it is `answer`, without that module."""
 
     def asked(*values: Any, **more: Any) -> Any:
-        if _is_plain(values) and not more:
+        if not more and ((len(values) == 1 and type(values[0]) is bool) or _is_plain(values)):
             return answer(*values)
         return getattr(_filled(SYMBOLIC), name)(*values, **more)
 
@@ -124,11 +124,8 @@ class _Hollow(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system asks of every module
             raise AttributeError(name)
-        if not self.__dict__.get(FILLING):
-            if name in HOLLOW[self.__name__]:
-                return HOLLOW[self.__name__][name]
-            self.fill()
-        if type(self) is _Hollow and name not in self.__dict__:
+        self.fill()
+        if type(self) is _Hollow:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
         return getattr(self, name)
 
@@ -140,6 +137,8 @@ class _Hollow(ModuleType):
             assert self.__spec__ is not None
             assert isinstance(self.__spec__.loader, _HollowLoader)
             self.__dict__[FILLING] = True
+            for name in HOLLOW[self.__name__]:
+                self.__dict__.pop(name, None)
             try:
                 self.__spec__.loader.real.exec_module(self)
             finally:
@@ -163,6 +162,7 @@ class _HollowLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Not now."""
+        module.__dict__.update(HOLLOW[module.__name__])
 
 
 class _FoundLoader(Loader):

@@ -6,16 +6,18 @@ Compute does this while the loaders already read. It binds nothing and knows no 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hermes_mp.errors import ContextTooLong
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.models.division import Division, cast_nbytes
 from hermes_mp.models.footprint import DEFAULT_CONTEXT, Footprint, measure, model_maximum
-from hermes_mp.models.skeleton import Skeleton, build_skeleton
+from hermes_mp.models.skeleton import Skeleton, Source, build_skeleton
 from hermes_mp.models.trace import Trace, trace_forward
 from hermes_mp.models.units import divide
+
+MOST_ROOMS, LEAST_ROOM_NBYTES = 5, 4 << 20
 
 
 @dataclass
@@ -25,19 +27,52 @@ class Prepared:
     footprint: Footprint
 
 
-def prepare(
+@dataclass
+class Traced:
+    """A model that is built and traced; it may be divided several times, until it is streamed.
+
+    `footprint`: of `batch` sequences of `positions`, without what a division adds.
+    """
+
+    skeleton: Skeleton
+    trace: Trace
+    footprint: Footprint
+    batch: int
+    positions: int
+
+    def divide(self, room: int | None = None) -> Prepared:
+        """Into units of at most `room` bytes, see `units.divide`; raises what that does."""
+        division = divide(self.skeleton, self.trace, room)
+        scratch = cast_nbytes(division)
+        scratch += self.batch * _matrices_nbytes(self.skeleton, self.trace, division, self.positions)
+        return Prepared(self.skeleton, division, replace(self.footprint, constant_nbytes=scratch))
+
+    def granularities(self) -> list[tuple[int | None, Prepared]]:
+        """The divisions that are worth planning with: by layers, then each with half the room of the one before."""
+        found: list[tuple[int | None, Prepared]] = [(None, self.divide())]
+        layer = found[0][1].division.list.slot_nbytes
+        for room in (layer >> part for part in range(1, MOST_ROOMS + 1)):
+            if room >= LEAST_ROOM_NBYTES:
+                finer = self.divide(room)
+                if finer.division.list.slot_nbytes < 0.9 * found[-1][1].division.list.slot_nbytes:
+                    found.append((room, finer))
+        return found
+
+    def sources(self) -> set[Source]:
+        """Every weight once."""
+        return set(self.skeleton.parameters.values())
+
+
+def trace_model(
     checkpoint: Checkpoint,
     dtype: str,
     context: int | None,
     batch: int,
     say: Callable[[str], None] = lambda _: None,
-    room: int | None = None,
-) -> Prepared:
-    """Build, trace and divide the model of `checkpoint` for `batch` sequences of `context` positions.
+) -> Traced:
+    """Build and trace the model of `checkpoint` for `batch` sequences of `context` positions.
 
-    `room`: bytes that a unit may take, see `divide`.
-
-    Raises the errors of `build_skeleton` and `divide`; ContextTooLong where `context` exceeds the model's maximum.
+    Raises the errors of `build_skeleton`; ContextTooLong where `context` exceeds the model's maximum.
     """
     directory: Path = checkpoint.directory
     say("building the model without its weights")
@@ -48,10 +83,19 @@ def prepare(
     positions = context or min(DEFAULT_CONTEXT, maximum or DEFAULT_CONTEXT)
     say("tracing the order of its weights")
     trace = trace_forward(skeleton.model, batch, positions)
-    division = divide(skeleton, trace, room)
-    scratch = cast_nbytes(division) + batch * _matrices_nbytes(skeleton, trace, division, positions)
-    footprint = measure(skeleton.model, trace, batch, positions, scratch)
-    return Prepared(skeleton, division, footprint)
+    return Traced(skeleton, trace, measure(skeleton.model, trace, batch, positions, 0), batch, positions)
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    dtype: str,
+    context: int | None,
+    batch: int,
+    say: Callable[[str], None] = lambda _: None,
+    room: int | None = None,
+) -> Prepared:
+    """Build, trace and divide the model: `trace_model`, then `Traced.divide`."""
+    return trace_model(checkpoint, dtype, context, batch, say).divide(room)
 
 
 def _matrices_nbytes(skeleton: Skeleton, trace: Trace, division: Division, positions: int) -> int:

@@ -32,6 +32,11 @@ def settle(dtype: torch.dtype, images: bool = False) -> None:
         _sample(F.linear(states[:, -1], weight).float(), chance)
         if images:
             F.conv2d(torch.zeros(1, 3, 32, 32, dtype=dtype), torch.zeros(8, 3, 16, 16, dtype=dtype), stride=16)
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
     if trim is not None:
         trim(0)

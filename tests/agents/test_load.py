@@ -50,7 +50,7 @@ def is_right(model: Any, expected: torch.Tensor) -> bool:
 
 
 def test_leaving_with_ends_everything(gpt2: Path, expected: torch.Tensor, run_directories: Path) -> None:
-    with load(gpt2) as model:
+    with load(gpt2, loaders=3) as model:
         daemon = daemon_of_this_process()
         processes = [daemon, *daemon.children()]
         assert len(processes) == 4

@@ -109,3 +109,12 @@ def test_page_cache_counts_as_available(memory_cgroup: object, tmp_path: object)
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     before, after = map(int, answer.stdout.split())
     assert near(after, before)
+
+
+def test_the_peak_of_a_process_stays_when_its_memory_goes() -> None:
+    code = f"held = bytearray({ANON}); del held; print('up', flush=True); import sys; sys.stdin.read()"
+    with start(code) as process:
+        peak, now = memory.peak_nbytes(process.pid), memory.quick(process.pid).total_nbytes
+        assert now < ANON < peak - now // 2
+        process.communicate(timeout=20)
+    assert memory.peak_nbytes(process.pid) == 0

@@ -70,7 +70,7 @@ def test_a_timeline_of_a_trace_that_was_cut_off(pyplot: Any, tmp_path: Path) -> 
         )
     ]  # fmt: skip
     slots = {"lent": 1, "loaded": 0, "held": 0, "empty": 2}
-    events.append({"ph": "C", "name": "slot use", "tid": 0, "args": slots, **where})
+    events.append({"ph": "C", "name": "slots", "tid": 0, "args": slots, **where})
     trace = tmp_path / "t.json"
     trace.write_text("[\n" + ",\n".join(json.dumps(event) for event in events))
     text = shown(plots.timeline(pyplot, "pipeload-1", trace, tmp_path / "timeline"))

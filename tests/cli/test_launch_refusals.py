@@ -123,8 +123,8 @@ MODELS: dict[str, tuple[str, Spoil, tuple[object, ...], int, str]] = {
 OPTIONS: dict[str, tuple[tuple[object, ...], int, str]] = {
     "no such directory": (("--model", "./nowhere", *PROMPT), 10, r"there is no directory \./nowhere"),
     "no model in it": (("--model", ".", *PROMPT), 10, r"holds no config\.json"),
-    "no loaders": (("--loaders", 0), 2, r"--loaders takes a whole number from 1 to 64, not '0'"),
-    "too many loaders": (("--loaders", 65), 2, r"--loaders takes a whole number from 1 to 64, not '65'"),
+    "no loaders": (("--loaders", 0), 2, r"--loaders takes auto or a whole number from 1 to 64, not '0'"),
+    "too many loaders": (("--loaders", 65), 2, r"--loaders takes auto or a whole number from 1 to 64, not '65'"),
     "unknown flag": (("--loader", 3), 2, r"unknown argument '--loader', did you mean --loaders\?"),
     "ambiguous size": (("--memory", "3G"), 2, r"--memory takes a size such as 700MiB"),
     "unknown key": (("run.toml",), 2, r"run\.toml has an unknown key 'loadrs'; the nearest is 'loaders'"),

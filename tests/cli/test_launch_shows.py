@@ -69,7 +69,7 @@ def test_a_trace_has_a_row_for_every_agent(models: Path, home: Path) -> None:
     rows = sum(event["args"]["nbytes"] for event in events(trace, "compute", "read rows"))
     assert sum(event["args"]["nbytes"] for event in reads) + rows == ended.object["report"]["read_nbytes"]
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in reads + computes + waits)
-    slots = [event["args"] for event in json.loads(trace.read_text()) if event["name"] == "slot use"]
+    slots = [event["args"] for event in json.loads(trace.read_text()) if event["ph"] == "C"]
     assert max(sum(states.values()) for states in slots) == ended.object["report"]["slots"]
     assert all(max(states[name] for states in slots) > 0 for name in ("lent", "loaded", "held", "empty"))
     assert min(event["ts"] for event in reads) == pytest.approx(ended.object["report"]["first_read_s"] * 1e6, abs=1)

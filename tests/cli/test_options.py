@@ -68,7 +68,7 @@ def test_defaults() -> None:
     config = parse([])
     assert config == LaunchConfig()
     assert (config.loaders, config.model, config.memory, config.max_new_tokens, config.dtype) == (
-        3,
+        None,
         None,
         "auto",
         64,
@@ -101,7 +101,7 @@ def test_every_option_can_be_said_both_ways(tmp_path: Path) -> None:
         "model": "./m", "loaders": 7, "memory": "1GiB", "context": 99, "batch": 2, "dtype": "bfloat16", "threads": 4,
         "prompt": "p", "text": "t", "image": "/i", "token-ids": "1,2", "raw": True, "token-embeddings": True,
         "max-new-tokens": 3, "temperature": 0.5, "top-p": 0.25, "top-k": 9, "seed": 8, "stop": "s", "json": True,
-        "trace": "/t", "sample-memory": True, "quiet": True,
+        "trace": "/t", "sample-memory": True, "quiet": True, "show-config": True,
     }  # fmt: skip
     assert {one.name.replace("_", "-") for one, _ in options_of(LaunchConfig)} == set(samples)
     argv = [word for name, value in samples.items() for word in (f"--{name}", str(value)) if word != "True"]
@@ -132,7 +132,7 @@ def test_paths_in_a_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--loaders", "0"], "--loaders takes a whole number from 1 to 64, not '0'"),
+        (["--loaders", "0"], "--loaders takes auto or a whole number from 1 to 64, not '0'"),
         (["--loaders", "65"], "from 1 to 64, not '65'"),
         (["--loaders", "three"], "not 'three'"),
         (["--loadrs", "3"], "'--loadrs', did you mean --loaders?"),
@@ -166,7 +166,7 @@ def test_wrong_flags_are_one_line_and_exit_2(argv: list[str], says: str) -> None
         ("loadrs = 3", "unknown key 'loadrs'; the nearest is 'loaders'"),
         ("max_new_tokens = 3", "unknown key 'max_new_tokens'; the nearest is 'max-new-tokens'"),
         ("zzz = 3", "unknown key 'zzz'"),
-        ('loaders = "3"', "loaders takes a whole number from 1 to 64, not '3'"),
+        ('loaders = "3"', "loaders takes auto or a whole number from 1 to 64, not '3'"),
         ("loaders = true", "not True"),
         ("loaders = 2.0", "not 2.0"),
         ("loaders = 65", "not 65"),
@@ -206,7 +206,7 @@ def test_the_python_api_is_held_to_the_same_limits() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_ready_run_parses(path: Path) -> None:
-    assert parse([str(path)]).loaders >= 1
+    assert (parse([str(path)]).loaders or 1) >= 1
 
 
 def test_there_are_ready_runs_and_launch_is_no_package() -> None:
@@ -228,3 +228,11 @@ def test_the_documented_exit_codes_are_those_of_the_errors() -> None:
     rows = [row.split("|") for row in (ROOT / "docs/exit-codes.md").read_text().splitlines() if row.startswith("| ")]
     documented = {int(row[1]): row[2].strip() for row in rows if row[1].strip().isdigit() and row[2].strip()}
     assert documented == {code: kind.__name__ for code, kind in by_exit_code().items()}
+
+
+@pytest.mark.parametrize(("words", "loaders"), [([], None), (["--loaders", "auto"], None), (["--loaders", "4"], 4)])
+def test_loaders_are_a_number_or_auto(words: list[str], loaders: int | None, tmp_path: Path) -> None:
+    assert parse(words).loaders == loaders
+    file = tmp_path / "run.toml"
+    file.write_text('loaders = "auto"\n')
+    assert parse([str(file), *words]).loaders == loaders

@@ -15,8 +15,8 @@ from hermes_mp.host.trace import BOARD, TraceWriter
 def write_some(trace: TraceWriter) -> None:
     trace.instant("daemon", "command started", 1_000_000)
     trace.complete("loader 1", "read", 2_000_000, 5_500_000, unit=3, ticket=9, nbytes=4096)
+    trace.counters("slots", 3_000_000, {"lent": 1, "empty": 2})
     trace.complete("compute", "unit 3", 5_600_000, 7_000_000, note='a "quoted"\nword')
-    trace.counter("slots", 8_000_000, slots=4)
 
 
 def test_every_event_has_what_the_format_asks_for(tmp_path: Path) -> None:
@@ -36,8 +36,8 @@ def test_every_event_has_what_the_format_asks_for(tmp_path: Path) -> None:
     (read,) = (event for event in events if event["name"] == "read")
     assert (read["ph"], read["ts"], read["dur"], read["tid"]) == ("X", 1000.0, 3500.0, rows["loader 1"])
     assert read["args"] == {"unit": 3, "ticket": 9, "nbytes": 4096}
-    (curve,) = (event for event in events if event["ph"] == "C")
-    assert (curve["name"], curve["ts"], curve["args"]) == ("slots", 7000.0, {"slots": 4})
+    (slots,) = (event for event in events if event["ph"] == "C")
+    assert (slots["ts"], slots["args"]) == (2000.0, {"lent": 1, "empty": 2})
     (start,) = (event for event in events if event["ph"] == "i")
     assert (start["ts"], start["s"]) == (0.0, "t")
 

@@ -77,3 +77,14 @@ def test_what_no_slot_needs_is_for_compute_where_the_budget_was_found_not_named(
 def test_too_little_to_be_found_says_so() -> None:
     with pytest.raises(BudgetTooSmall, match=r"--memory auto comes to 100 MiB here, which is too small; the smallest"):
         share_out(100 * MIB, NEEDS, 20, SLOT, 3, auto=True)
+
+
+def test_a_start_that_takes_more_than_the_run_sets_the_least() -> None:
+    """Opening a tokenizer takes memory for a moment; there are no slots yet, and no margin is needed."""
+    start = LEAST - NEEDS.daemon - NEEDS.loaders
+    for more, least in ((0, LEAST), (-5 * MIB, LEAST), (7 * MIB, LEAST + 7 * MIB)):
+        needs = Needs(NEEDS.daemon, NEEDS.loaders, NEEDS.compute, NEEDS.reserve, start=start + more)
+        assert share_out(least, needs, 20, SLOT, 3).slots == 2
+        with pytest.raises(BudgetTooSmall, match=f"is {-(-(least + RUNS_DIFFER_NBYTES) // MIB)} MiB ") as refused:
+            share_out(least - 1, needs, 20, SLOT, 3)
+        assert ("while it starts" in str(refused.value)) == (more > 0)

@@ -128,3 +128,15 @@ def test_never_more_than_five_restarts_of_a_loader_in_30_s(deaths: list[tuple[in
             spawned[number] += [now_ns for action in actions if isinstance(action, Spawn)]
     for times in spawned.values():
         assert all(later - first >= 30 * S for first, later in zip(times, times[5:], strict=False))
+
+
+def test_a_crew_of_another_size() -> None:
+    crew = Crew(3)
+    crew.start()
+    actions, retired = crew.resize(1)
+    assert (actions, retired) == ([], [(LoaderNo(1), Epoch(1)), (LoaderNo(2), Epoch(1))])
+    assert crew.handle(LoaderNo(2), Epoch(1), Happened.EXITED, 0) == []  # it left as asked, and is not replaced
+    assert crew.resize(1) == ([], [])
+    assert crew.resize(3)[0] == [Spawn(LoaderNo(1), Epoch(2)), Spawn(LoaderNo(2), Epoch(2))]
+    assert crew.handle(LoaderNo(1), Epoch(1), Happened.EXITED, 0) == []  # late news of the one that left
+    assert crew.handle(LoaderNo(0), Epoch(1), Happened.EXITED, 0) == [Spawn(LoaderNo(0), Epoch(2))]

@@ -34,6 +34,8 @@ def failed(ticket: int, exit_code: int, text: str) -> list[Send]:
 @pytest.fixture
 def loading() -> Loading:
     mind = Loading(LoaderNo(1), Epoch(3), 1024)
+    told = OpenFile(0, "/models/a.safetensors", 1000, 4096, direct=False)
+    assert mind.handle(told, 0) == [Open(0, "/models/a.safetensors", 1000, 4096, direct=False)]
     assert mind.handle(FILE, 0) == [Open(0, "/models/a.safetensors", 1000)]
     return mind
 

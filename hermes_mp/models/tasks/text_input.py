@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from hermes_mp.errors import ContextTooLong, UnsupportedCheckpoint, WrongInput
+from hermes_mp.models.settle import trim_heap
 from hermes_mp.models.tasks.task import given
 
 TOKENIZER_FILES = (
@@ -17,10 +19,25 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 
 
+_opened: dict[Path, Any] = {}  # by `open_early`, for whoever asks next
+
+
+def open_early(directory: Path) -> None:
+    """Open the tokenizer before the model is built: opening one of 128,000 entries takes 130 MiB for a moment.
+
+    What is wrong with it, or with the directory, is said when it is asked for.
+    """
+    with contextlib.suppress(UnsupportedCheckpoint):
+        _opened[directory] = open_tokenizer(directory)
+    trim_heap()
+
+
 def open_tokenizer(directory: Path) -> Any | None:
     """The model's tokenizer, or None where the directory has none. UnsupportedCheckpoint where it cannot be used."""
     from transformers import AutoTokenizer
 
+    if directory in _opened:
+        return _opened.pop(directory)
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:

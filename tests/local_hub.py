@@ -31,11 +31,16 @@ class _Answers(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         self.server.asked.append(path)
         status, headers, body = self._found(path)
+        wanted = self.headers.get("Range", "")
+        if status == 200 and wanted.startswith("bytes="):
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            status, body = 206, body[int(first) : int(last) + 1]
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:
+            self.server.sent_nbytes += len(body)
             self.wfile.write(body)
 
     def _found(self, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -61,12 +66,16 @@ class _Answers(BaseHTTPRequestHandler):
 
 
 class LocalHub(ThreadingHTTPServer):
-    """`asked` are the paths of all requests so far; the repositories in `gated` give no file away."""
+    """`asked` are the paths of all requests so far; the repositories in `gated` give no file away.
+
+    `sent_nbytes` counts what the answers' bodies held.
+    """
 
     def __init__(self, repositories: Repositories, gated: frozenset[str]) -> None:
         super().__init__(("127.0.0.1", 0), _Answers)
         self.repositories, self.gated = repositories, gated
         self.asked: list[str] = []
+        self.sent_nbytes = 0
 
     @property
     def endpoint(self) -> str:

@@ -1,0 +1,129 @@
+"""Forecasts a pass: loaders, window and compute as a small simulation, in the steady state of passes in a row.
+
+Compute takes the units in order; loaders read streamed ones ahead, in order, as far as the window goes, into the next
+pass too; readers that are busy at once share the disk. Times come from `core.profile`; it knows no policy but that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+MOST_PASSES = 6
+AGREE = 0.002  # two passes that differ by less are the steady state
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What is simulated. `reads`: bytes of every streamed unit; `holds`: seconds compute holds its slot; `gaps`:
+    seconds of residents until compute wants the next streamed unit. `lead_s` comes before the first of them.
+
+    `rates[n]`: bytes per second of n busy readers together. `slow_compute`, `slow_reads`: how many times as long the
+    one takes while the other goes on.
+    """
+
+    reads: Sequence[float]
+    holds: Sequence[float]
+    gaps: Sequence[float]
+    lead_s: float
+    rates: Sequence[float]
+    window: int
+    read_s: float
+    slow_compute: float = 1.0
+    slow_reads: float = 1.0
+
+    @property
+    def loaders(self) -> int:
+        return len(self.rates) - 1
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of a pass, and how many of them compute waited for units."""
+
+    seconds: float
+    stall_s: float
+
+
+def simulate(flow: Flow, first: bool = False) -> Pass:
+    """One pass in the steady state, or, where `first`, the pass that begins with nothing loaded."""
+    count = len(flow.reads)
+    if not count:
+        return Pass(flow.lead_s, 0.0)
+    passes: list[Pass] = []
+    for one in _passes(flow):
+        passes.append(one)
+        settled = len(passes) > 2 and abs(one.seconds - passes[-2].seconds) <= AGREE * one.seconds
+        if first or settled or len(passes) == MOST_PASSES:
+            break
+    if len(passes) == MOST_PASSES:  # it swings: the mean of what comes after the first two
+        late = passes[2:]
+        return Pass(sum(p.seconds for p in late) / len(late), sum(p.stall_s for p in late) / len(late))
+    return passes[-1]
+
+
+def _passes(flow: Flow) -> Iterator[Pass]:
+    """Pass after pass, from nothing loaded."""
+    reads, holds, gaps, rates = flow.reads, flow.holds, flow.gaps, flow.rates
+    count, loaders, window, read_s = len(reads), flow.loaders, flow.window, flow.read_s
+    now = began = stalled = 0.0
+    starting: deque[tuple[float, int]] = deque()  # reads ordered, whose first byte is still to come: (when, which)
+    left: list[float] = []  # bytes left of the reads that go on
+    which: list[int] = []
+    loaded: set[int] = set()
+    started = released = 0  # numbers of streamed units, counted over all passes
+    wanted = 0  # the streamed unit that compute wants or holds
+    work, phase = flow.lead_s, 0  # phase 0: before it asks for `wanted`; 1: waits for it; 2: holds it
+    while True:
+        while started - released < window and len(left) + len(starting) < loaders:
+            starting.append((now + read_s, started))
+            started += 1
+        if phase == 1 and wanted in loaded:
+            loaded.discard(wanted)
+            phase, work = 2, holds[wanted % count]
+        busy = len(left)
+        slow = flow.slow_compute if busy else 1.0
+        step = work * slow if phase != 1 else 1e30
+        speed = 0.0
+        if busy:
+            speed = rates[busy] / busy
+            if phase != 1:
+                speed /= flow.slow_reads
+            step = min(step, min(left) / speed)
+        if starting:
+            step = min(step, starting[0][0] - now)
+        now += step
+        if phase == 1:
+            stalled += step
+        else:
+            work -= step / slow
+        if busy:
+            moved = step * speed
+            keep = 0
+            for index in range(busy):
+                rest = left[index] - moved
+                if rest <= 1e-3:
+                    loaded.add(which[index])
+                else:
+                    left[keep], which[keep] = rest, which[index]
+                    keep += 1
+            del left[keep:], which[keep:]
+        while starting and starting[0][0] <= now + 1e-12:
+            unit = starting.popleft()[1]
+            left.append(reads[unit % count])
+            which.append(unit)
+        if phase == 1 or work > 1e-12:
+            continue
+        if phase == 0:
+            phase = 1
+            continue
+        released += 1
+        work, phase = gaps[wanted % count], 0
+        wanted += 1
+        if wanted % count == 0:
+            # The last gap still belongs to this pass, the lead to the next: together they are one stretch.
+            ended = now + work
+            yield Pass(ended - began, stalled)
+            began, stalled = ended, 0.0
+            work += flow.lead_s

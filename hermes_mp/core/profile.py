@@ -1,0 +1,197 @@
+"""What was measured before a run is planned: how fast the disk is, and what each unit of a model takes to compute.
+
+Plain figures (bytes, seconds); who measured them, and when, is not known here. `to_json` and `from_json` are for the
+user's cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hermes_mp.errors import BadMessage
+
+
+@dataclass(frozen=True)
+class ReadRate:
+    """What `readers` readers at once reach together, each reading `chunk_nbytes` at a time."""
+
+    readers: int
+    chunk_nbytes: int
+    direct: bool
+    nbytes_per_s: float
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """How fast weights are read. `read_s`: of a read, what passes before its first byte. `assumed`: not measured."""
+
+    rates: tuple[ReadRate, ...]
+    read_s: float = 0.0005
+    assumed: bool = False
+
+    @property
+    def best(self) -> ReadRate:
+        """The fastest way to read this device."""
+        return max(self.rates, key=lambda rate: rate.nbytes_per_s)
+
+    def ways(self) -> list[tuple[int, bool]]:
+        """The (chunk_nbytes, direct) that were measured."""
+        return sorted({(rate.chunk_nbytes, rate.direct) for rate in self.rates}, reverse=True)
+
+    def by_readers(self, chunk_nbytes: int, direct: bool, readers: int) -> tuple[float, ...]:
+        """Bytes per second of 0, 1, .. `readers` readers together; between measured numbers a straight line.
+
+        More readers than were measured are as fast as the most that were.
+        """
+        known = {
+            rate.readers: rate.nbytes_per_s
+            for rate in self.rates
+            if (rate.chunk_nbytes, rate.direct) == (chunk_nbytes, direct)
+        }
+        known.setdefault(0, 0.0)
+        points = sorted(known.items())
+        return tuple(_on_line(points, count) for count in range(readers + 1))
+
+    def faster(self, factor: float) -> DeviceProfile:
+        """The same device, `factor` times as fast."""
+        rates = tuple(
+            ReadRate(one.readers, one.chunk_nbytes, one.direct, one.nbytes_per_s * factor) for one in self.rates
+        )
+        return DeviceProfile(rates, self.read_s / factor, self.assumed)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Any) -> DeviceProfile:
+        """Raises BadMessage for what `to_json` did not write."""
+        try:
+            rates = tuple(
+                ReadRate(int(r["readers"]), int(r["chunk_nbytes"]), bool(r["direct"]), float(r["nbytes_per_s"]))
+                for r in document["rates"]
+            )
+            found = cls(rates, float(document["read_s"]), bool(document["assumed"]))
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise BadMessage(f"this is no device profile: {error}") from error
+        if not rates or any(not 0 < r.nbytes_per_s < 1e15 or r.readers < 1 or r.chunk_nbytes < 1 for r in rates):
+            raise BadMessage("a device profile without a rate")
+        return found
+
+
+# Where nothing was measured: between an SD card and an NVMe, and it gains from a second and a third reader.
+ASSUMED_DEVICE = DeviceProfile(
+    tuple(ReadRate(readers, 16 << 20, True, rate) for readers, rate in ((1, 400e6), (2, 470e6), (3, 500e6))),
+    assumed=True,
+)
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """One unit: bytes of a slot, bytes read, and seconds from asking for it to asking for the next, were it there.
+
+    `compute_s` in a pass that repeats (one more token; one more text), `first_s` in the pass over a prompt.
+    """
+
+    nbytes: int
+    read_nbytes: int
+    compute_s: float
+    first_s: float
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """One way to divide the model: into units that fit `room` bytes (None: a layer), in slots of `slot_nbytes`.
+
+    `base_nbytes`: compute before it binds. `reserve_nbytes`: KV cache and activations at the whole context,
+    `use_nbytes` at the tokens that were measured. `rounding_nbytes`: what all slots together may take more.
+    """
+
+    room: int | None
+    slot_nbytes: int
+    rounding_nbytes: int
+    base_nbytes: int
+    reserve_nbytes: int
+    use_nbytes: int
+    units: tuple[UnitCost, ...]
+
+    @property
+    def read_nbytes(self) -> int:
+        return sum(unit.read_nbytes for unit in self.units)
+
+    @property
+    def compute_s(self) -> float:
+        return sum(unit.compute_s for unit in self.units)
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """A model at one batch and number of tokens, on this machine.
+
+    `other_s`, `first_other_s`: of a pass, outside of all units.
+    `beside_compute`, `beside_read`: by what share computing takes longer while the disk is read, and the reverse.
+    `decodes`: a pass gives one token more; else it is one whole input. `estimated`: of compute, what was not measured.
+    """
+
+    granularities: tuple[Granularity, ...]
+    other_s: float
+    first_other_s: float
+    weights_nbytes: int
+    parameters: int
+    batch: int
+    tokens: int
+    context: int
+    decodes: bool
+    threads: int
+    beside_compute: float = 0.0
+    beside_read: float = 0.0
+    estimated: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        document["granularities"] = [
+            {
+                "room": one.room,
+                "nbytes": [one.slot_nbytes, one.rounding_nbytes, one.base_nbytes, one.reserve_nbytes, one.use_nbytes],
+                "units": [[u.nbytes, u.read_nbytes, u.compute_s, u.first_s] for u in one.units],
+            }
+            for one in self.granularities
+        ]
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any) -> ModelProfile:
+        """Raises BadMessage for what `to_json` did not write."""
+        try:
+            values = dict(document)
+            found = tuple(_granularity(one) for one in values.pop("granularities"))
+            for name, annotation in cls.__annotations__.items():
+                if name in values:
+                    values[name] = {"int": int, "float": float, "bool": bool}[annotation](values[name])
+            profile = cls(found, **values)
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise BadMessage(f"this is no model profile: {error}") from error
+        if not found:
+            raise BadMessage("a model profile without units")
+        return profile
+
+
+def _granularity(document: Mapping[str, Any]) -> Granularity:
+    room = document["room"]
+    units = tuple(UnitCost(int(n), int(r), float(c), float(f)) for n, r, c, f in document["units"])
+    if any(unit.nbytes < 0 or not 0 <= unit.compute_s < 1e6 or not 0 <= unit.first_s < 1e6 for unit in units):
+        raise ValueError("a unit out of range")
+    figures = [int(nbytes) for nbytes in document["nbytes"]]
+    slot, rounding, base, reserve, use = figures
+    if not units or use > reserve or not all(0 <= nbytes < 2**50 for nbytes in figures):
+        raise ValueError("a granularity out of range")
+    return Granularity(None if room is None else int(room), slot, rounding, base, reserve, use, units)
+
+
+def _on_line(points: Sequence[tuple[int, float]], at: int) -> float:
+    for (low, below), (high, above) in itertools.pairwise(points):
+        if low <= at <= high:
+            return below + (above - below) * (at - low) / (high - low)
+    return points[-1][1]

@@ -1,0 +1,73 @@
+"""The user's cache of profiles: what disks and models measured, so that the next plan needs neither time nor torch.
+
+A device's figures go by what the device is (`diskspeed.device_name`); a model's by its checkpoint, what it was measured
+for, the software and this machine's processor. A wrong, stale or damaged entry costs speed, never an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hermes_mp.core.profile import DeviceProfile, ModelProfile
+from hermes_mp.errors import BadMessage
+from hermes_mp.host.cachedir import cache_directory, keep, versions
+
+FORMAT = 1  # of what is kept; an entry of another format is measured anew
+
+
+def device_path(name: str) -> Path:
+    """Where the figures of this device lie, whether they exist or not."""
+    return cache_directory() / "devices" / f"{name}.json"
+
+
+def model_path(
+    digest: str, dtype: str, context: int | None, batch: int, tokens: int, threads: int | None, device: str
+) -> Path:
+    """Where the figures of this checkpoint for these settings lie; on `device`, as reading beside computing counts."""
+    key = json.dumps([digest, dtype, context, batch, tokens, threads, device, processor(), versions()])
+    return cache_directory() / "profiles" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def recall_device(path: Path) -> DeviceProfile | None:
+    """What is kept there; None where there is nothing of use."""
+    document = _read(path)
+    try:
+        return None if document is None else DeviceProfile.from_json(document)
+    except BadMessage:
+        return None
+
+
+def recall_model(path: Path) -> ModelProfile | None:
+    """What is kept there; None where there is nothing of use."""
+    document = _read(path)
+    try:
+        return None if document is None else ModelProfile.from_json(document)
+    except BadMessage:
+        return None
+
+
+def remember(path: Path, profile: DeviceProfile | ModelProfile) -> None:
+    """Keep it; where the cache cannot be written the next plan measures again."""
+    keep(path, json.dumps({"format": FORMAT, "profile": profile.to_json()}))
+
+
+def processor() -> str:
+    """What tells this machine from another that has the same home directory."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = [line for line in file if line.startswith(("model name", "CPU part", "Hardware", "Model"))]
+    except OSError:
+        lines = []
+    return json.dumps([os.uname().machine, len(os.sched_getaffinity(0)), sorted(set(lines))])
+
+
+def _read(path: Path) -> Any:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return document["profile"] if document["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -1,0 +1,69 @@
+"""A run that begins plans itself: by the cache where it holds something, else by an estimate that is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_models import gpt2
+
+from hermes_mp.core.planner import smallest_budget
+from hermes_mp.host import diskspeed, profilecache
+from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
+from hermes_mp.models.choose_plan import ASSUMED, ESTIMATED, MEASURED, PROFILED_TOKENS, Told, choose_plan
+from hermes_mp.models.model_profile import Wanted, profile_model
+from hermes_mp.models.prepare import Traced, trace_model
+
+TOLD = Told("auto", 32, 1, None, None, None, 4096)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hermes-mp"
+
+
+def traced(directory: Path) -> tuple[Traced, Checkpoint]:
+    checkpoint = find_checkpoint(directory)
+    return trace_model(checkpoint, "auto", 32, 1), checkpoint
+
+
+def test_without_any_profile_and_a_file_too_small_to_measure_by(tmp_path: Path) -> None:
+    chosen = choose_plan(*traced(gpt2(tmp_path / "gpt2")), TOLD)
+    assert (chosen.room, chosen.plan.source) == (None, ASSUMED)
+    assert 1 <= chosen.plan.loaders <= 3
+    assert chosen.plan.forecast_us > 0
+
+
+def test_the_disk_is_measured_once_and_the_estimate_kept(models: Path, cache: Path) -> None:
+    first = choose_plan(*traced(models / "big"), TOLD)
+    assert first.plan.source == ESTIMATED
+    entries = {path: path.read_text() for path in cache.rglob("*.json")}
+    assert len(entries) == 2
+    assert choose_plan(*traced(models / "big"), TOLD) == first
+    assert {path: path.read_text() for path in cache.rglob("*.json")} == entries
+
+
+def test_as_many_loaders_as_were_asked_for(models: Path) -> None:
+    assert choose_plan(*traced(models / "big"), replace(TOLD, loaders=5)).plan.loaders == 5
+
+
+def test_what_cannot_fit_is_left_to_the_daemon_to_refuse(models: Path) -> None:
+    model, checkpoint = traced(models / "big")
+    chosen = choose_plan(model, checkpoint, replace(TOLD, memory=1 << 20))
+    rooms = [room for room, _ in model.granularities()]
+    assert chosen.room == rooms[-1]
+    assert (chosen.plan.loaders, chosen.plan.source) == (1, "")
+
+
+def test_what_hermes_plan_measured_counts(models: Path) -> None:
+    checkpoint = find_checkpoint(models / "big")
+    profile = profile_model(checkpoint, Wanted("auto", 32, 1, PROFILED_TOKENS, None), 0.1, lambda text: None)
+    name = diskspeed.device_name(checkpoint.files[0].path)
+    path = profilecache.model_path(checkpoint.digest, "auto", 32, 1, PROFILED_TOKENS, None, name)
+    profilecache.remember(path, profile)
+    told = replace(TOLD, memory=smallest_budget(profile))
+    chosen = choose_plan(*traced(models / "big"), told)
+    assert chosen.plan.source == MEASURED
+    assert chosen.room == profile.granularities[-1].room

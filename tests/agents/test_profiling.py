@@ -1,0 +1,128 @@
+"""The profilers on real files and models: what they measure, and that it is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny_models import bert, gpt2
+
+from hermes_mp.agents.planning import gather
+from hermes_mp.agents.profiler import ProfilerSettings, profile_in_own_process
+from hermes_mp.core.planner import everything_fits, plan, smallest_budget
+from hermes_mp.core.profile import ASSUMED_DEVICE
+from hermes_mp.errors import ContextTooLong
+from hermes_mp.host import diskspeed, profilecache
+from hermes_mp.host.checkpoint import find_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hermes-mp"
+
+
+def settings(directory: Path, tokens: int = 8, context: int | None = 32) -> ProfilerSettings:
+    return ProfilerSettings(str(directory), "auto", context, 1, tokens, 1, False, 0.1)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("large") / "weights"
+    path.write_bytes(os.urandom(1 << 20) * 80)
+    return path
+
+
+def test_a_device_is_measured_every_way(large_file: Path) -> None:
+    found = diskspeed.measure_device(large_file, 0.3)
+    assert found is not None
+    assert not found.assumed
+    ways = {(rate.readers, rate.chunk_nbytes, rate.direct) for rate in found.rates}
+    buffered = {(readers, diskspeed.BUFFERED_CHUNK, False) for readers in diskspeed.BUFFERED_READERS}
+    assert buffered <= ways
+    assert len(ways) in (len(buffered), len(buffered) + len(diskspeed.READERS) * len(diskspeed.CHUNKS))
+    assert all(1e6 < rate.nbytes_per_s < 1e12 for rate in found.rates)
+    assert 0 < found.read_s < 1
+
+
+def test_a_small_file_tells_nothing(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"x" * 4096)
+    assert diskspeed.measure_device(tmp_path / "small") is None
+
+
+def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        diskspeed.measure_device(tmp_path / "none")
+
+
+def test_a_device_has_one_name_for_all_its_files(large_file: Path) -> None:
+    assert diskspeed.device_name(large_file) == diskspeed.device_name(large_file.parent)
+    assert diskspeed.device_name(large_file) != diskspeed.device_name(Path("/proc/self/status"))
+
+
+@pytest.mark.parametrize("model", ["gpt2", "bert"])
+def test_a_model_is_profiled_in_a_process_of_its_own(model: str, tmp_path: Path) -> None:
+    directory = {"gpt2": gpt2, "bert": bert}[model](tmp_path / model)
+    said: list[str] = []
+    found = profile_in_own_process(settings(directory), said.append)
+    (layers,) = found.granularities  # too small to be divided finer
+    assert found.decodes == (model == "gpt2")
+    assert (found.batch, found.tokens, found.context, found.threads) == (1, 8, 32, 1)
+    assert found.weights_nbytes == (directory / "model.safetensors").stat().st_size
+    assert 0 < layers.read_nbytes <= found.weights_nbytes + 4096 * len(layers.units)
+    assert layers.slot_nbytes >= max(unit.nbytes for unit in layers.units)
+    assert all(0 <= unit.compute_s < 1 and 0 <= unit.first_s < 1 for unit in layers.units)
+    assert sum(unit.compute_s for unit in layers.units) > 0
+    assert 100 << 20 < layers.base_nbytes < 1 << 30
+    assert 0 < layers.use_nbytes <= layers.reserve_nbytes
+    assert said[0] == "importing torch"
+    assert plan(ASSUMED_DEVICE, found, smallest_budget(found)).forecast.peak_nbytes <= smallest_budget(found)
+    assert plan(ASSUMED_DEVICE, found, everything_fits(found)).fits
+
+
+def test_the_finest_units_of_a_wide_model(models: Path) -> None:
+    """`big` has layers of 12 MB: halves of them are worth planning with, and take at least as long."""
+    found = profile_in_own_process(settings(models / "big"), quiet)
+    rooms = [one.room for one in found.granularities]
+    assert rooms[0] is None
+    slots = [one.slot_nbytes for one in found.granularities]
+    assert slots == sorted(slots, reverse=True)
+    assert all(one.compute_s >= 0.999 * found.granularities[0].compute_s for one in found.granularities)
+
+
+def test_the_profilers_error_is_the_callers(tmp_path: Path) -> None:
+    with pytest.raises(ContextTooLong, match="64 positions"):
+        profile_in_own_process(settings(gpt2(tmp_path / "gpt2"), context=65), quiet)
+
+
+def test_what_is_known_is_not_measured_again(tmp_path: Path, cache: Path) -> None:
+    directory = gpt2(tmp_path / "gpt2")
+    checkpoint = find_checkpoint(directory)
+    said: list[str] = []
+    first = gather(checkpoint, settings(directory), False, said.append)
+    assert first.fresh
+    assert "importing torch" in said
+    said.clear()
+    again = gather(checkpoint, settings(directory), False, said.append)
+    assert (again.fresh, said) == (False, [])
+    assert again.model == first.model
+    assert gather(checkpoint, settings(directory), True, said.append).fresh
+    assert gather(checkpoint, settings(directory, tokens=9), False, said.append).model.tokens == 9
+    (entry, _) = (cache / "profiles").iterdir()
+    for damaged in ("{", "[]", '{"format": 1, "profile": {}}', '{"format": 0}'):
+        entry.write_text(damaged)
+        assert profilecache.recall_model(entry) is None
+
+
+def test_a_damaged_device_entry_is_no_entry(cache: Path) -> None:
+    path = profilecache.device_path("x")
+    assert profilecache.recall_device(path) is None
+    profilecache.remember(path, ASSUMED_DEVICE)
+    assert profilecache.recall_device(path) == ASSUMED_DEVICE
+    path.write_text('{"format": 1, "profile": {"rates": []}}')
+    assert profilecache.recall_device(path) is None
