@@ -33,7 +33,7 @@ from hermes_mp.models.settle import settle
 QUICK_S = 0.5  # of reading, once per device
 PROFILED_TOKENS = 128  # what `hermes-plan` profiles for by default
 ESTIMATED_TOKENS = 64  # of an input that is not known yet
-WIDTH, HEIGHT, TURNS = 1024, 4096, 6  # of the matrices that are multiplied for an estimate
+WIDTH, HEIGHT, TURNS = 1024, 4096, 4  # of the matrices that are multiplied for an estimate
 BLOCK_S = 0.00006  # to multiply by one block of rows more
 TO_COME_NBYTES = 24 << 20  # of memory, until compute binds
 TOKENIZER_FACTOR = 6  # bytes of memory for a byte of tokenizer.json
@@ -172,7 +172,7 @@ def _units(division: Division, again_s: float, first_s: float) -> tuple[UnitCost
 
 def seconds_per_byte(dtype: torch.dtype, rows: int) -> float:
     """What a byte of weights costs a pass over `rows` positions: the best of a few products of matrices."""
-    weights = torch.randn(TURNS * HEIGHT, WIDTH).to(dtype).view(TURNS, HEIGHT, WIDTH)
+    weights = torch.empty(TURNS, HEIGHT, WIDTH, dtype=dtype).normal_()
     states = torch.randn(rows, WIDTH).to(dtype)
     times = []
     with torch.inference_mode():

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from hermes_mp.agents.allotment import Allotment
-from hermes_mp.core.budget import Needs
+from hermes_mp.core.budget import Needs, Spare
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.host.arena import Arena
 from hermes_mp.messages import Range, SlotNo
 
 NEEDS = Needs(0, 0, 0, 0)
+NOTHING = Spare(0, 0)  # of interest to an auto budget only
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def units(nbytes: int, count: int) -> UnitList:
 @pytest.mark.parametrize("nbytes", [12_000, (2 << 20) + 16384, (4 << 20) + 8192, 6 << 20])
 def test_what_the_slots_take_is_rounded_once(arena: Arena, nbytes: int) -> None:
     allotment = Allotment(arena, None, 3, 7)
-    assert allotment.divide(units(nbytes, 9), NEEDS, False) == 7
+    assert allotment.divide(units(nbytes, 9), NEEDS, NOTHING, False) == 7
     pitch = allotment.slot_nbytes
     assert nbytes <= pitch < nbytes + mmap.PAGESIZE
     for count in range(1, 8):
@@ -54,7 +55,7 @@ def test_the_budget_pays_for_the_last_huge_page(arena: Arena) -> None:
     wanted = units((2 << 20) + 4096, 20)
     for budget in range(34 << 20, 64 << 20, 1 << 20):
         allotment = Allotment(arena, budget, 3, None)
-        for _ in range(allotment.divide(wanted, NEEDS, False)):
+        for _ in range(allotment.divide(wanted, NEEDS, NOTHING, False)):
             allotment.add()
         assert 0 < arena.allocated_nbytes() <= budget
         allotment.clear()

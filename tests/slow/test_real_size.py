@@ -71,23 +71,28 @@ def generate(model: Any, tokens: int) -> tuple[list[int], torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("directory", "loaders", "memory"),
+    ("directory", "loaders", "memory", "room"),
     [
-        ("bert-large", 3, None),
-        ("bert-large", 1, "1GiB"),
-        ("vit-large", 3, None),
-        ("gpt2", 6, None),
-        ("llama-3.2-1b", 3, None),
-        ("llama-3.2-1b", 2, "2GiB"),
+        ("bert-large", 3, None, None),
+        ("bert-large", 1, "1GiB", None),
+        ("bert-large", 3, None, 5 << 20),  # bytes of a unit: blocks of matrices
+        ("vit-large", 3, None, None),
+        ("vit-large", 2, "600MiB", 9 << 20),
+        ("gpt2", 6, None, None),
+        ("gpt2", 3, None, 3 << 20),
+        ("llama-3.2-1b", 3, None, None),
+        ("llama-3.2-1b", 2, "2GiB", None),
+        ("llama-3.2-1b", 3, "1GiB", 5 << 20),
+        ("llama-3.2-1b", 3, None, 33 << 20),
     ],
     indirect=["directory"],
 )
-def test_logits_are_bit_equal(directory: Path, loaders: int, memory: str | None) -> None:
+def test_logits_are_bit_equal(directory: Path, loaders: int, memory: str | None, room: int | None) -> None:
     model = plain(directory)
     expected = call(model)
     del model
     gc.collect()
-    with load(directory, loaders=loaders, memory=memory, count_caller=False) as streamed:
+    with load(directory, loaders=loaders, memory=memory, count_caller=False, _room=room) as streamed:
         for _ in range(3):  # the second and third find the window warm
             assert torch.equal(call(streamed), expected)
     assert expected.isfinite().all()
@@ -95,16 +100,24 @@ def test_logits_are_bit_equal(directory: Path, loaders: int, memory: str | None)
 
 
 @pytest.mark.parametrize(
-    ("directory", "tokens"), [("gpt2", 64), ("llama-3.2-1b", 64), ("gpt-j-6b", 8)], indirect=["directory"]
+    ("directory", "tokens", "memory"),
+    [
+        ("gpt2", 64, None),
+        ("gpt2", 64, "auto"),
+        ("llama-3.2-1b", 64, "2GiB"),
+        ("llama-3.2-1b", 32, "auto"),
+        ("gpt-j-6b", 8, "1GiB"),
+    ],
+    indirect=["directory"],
 )
-def test_greedy_tokens_are_identical(directory: Path, tokens: int) -> None:
+def test_greedy_tokens_are_identical(directory: Path, tokens: int, memory: str | None) -> None:
     if directory.name == "gpt-j-6b" and available_nbytes() < GPT_J_NBYTES:
         pytest.skip("plain transformers needs 14 GiB for GPT-J-6B")
     model = plain(directory)
     expected_tokens, expected_logits = generate(model, tokens)
     del model
     gc.collect()
-    with load(directory, loaders=3) as streamed:
+    with load(directory, memory=memory, context=128, count_caller=False) as streamed:
         made_tokens, made_logits = generate(streamed, tokens)
     assert made_tokens == expected_tokens
     assert torch.equal(made_logits, expected_logits)
