@@ -98,7 +98,7 @@ def main() -> None:
     undo_when_ended()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}, gpt-j-6b")
-    parser.add_argument("--models", type=Path, default=Path("bench-models"), help="made by make_models.py")
+    parser.add_argument("--models", type=Path, default=Path("bench-models"), help="where shapes are made")
     parser.add_argument("--disk", type=int, action="append", help="cap in MB/s, 0: as it is; may be repeated")
     parser.add_argument("--share", type=float, action="append", help="0: the smallest budget, 1: all fits; repeatable")
     parser.add_argument("--worker", nargs=2, metavar=("DIRECTORY", "BUDGET"), help=argparse.SUPPRESS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +68,7 @@ class _GroupRun:
         self._group, self._model, self._stack = group, model, stack
         self._workers: dict[Subject, WorkerProcess] = {}
         self._cpu_nbytes: dict[Subject, float] = {}
+        self._cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="hermes-bench-"))
         self._conditions: Conditions
 
     def run(self, traces: Path | None) -> None:
@@ -190,8 +192,10 @@ class _GroupRun:
             python = self._others.accelerate_python
             if python is not None:
                 words = [str(python), str(Path(worker_module.__file__)), json.dumps(settings)]
-                return WorkerProcess(words, self._conditions.groups(subject), path="")
-        return WorkerProcess(worker_words(settings), self._conditions.groups(subject))
+                return WorkerProcess(words, self._conditions.groups(subject), {"PYTHONPATH": None})
+        # What is remembered of a disk that is capped, and units at another size, are no business of the user's cache.
+        cache = {"XDG_CACHE_HOME": self._cache}
+        return WorkerProcess(worker_words(settings), self._conditions.groups(subject), cache)
 
     def _leave(
         self, kind: type[BaseException] | None = None, error: BaseException | None = None,

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -35,14 +35,15 @@ class WorkerLost(Exception):
 class WorkerProcess:
     """Use as a context: afterwards the process and all it started are gone."""
 
-    def __init__(self, words: Sequence[str], groups: Sequence[ControlGroup] = (), path: str | None = None) -> None:
-        """`words`: the command line. `path`: its PYTHONPATH; None: as ours, "": none."""
+    def __init__(
+        self,
+        words: Sequence[str],
+        groups: Sequence[ControlGroup] = (),
+        environment: Mapping[str, str | None] | None = None,
+    ) -> None:
+        """`words`: the command line. `environment`: what of ours is otherwise; None: it lacks the variable."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
-        environment = dict(os.environ)
-        if path is not None:
-            environment.pop("PYTHONPATH", None)
-            if path:
-                environment["PYTHONPATH"] = path
+        whole = {name: value for name, value in {**os.environ, **(environment or {})}.items() if value is not None}
 
         def enter() -> None:  # between fork and exec: what it imports counts in its groups too
             for group in groups:
@@ -50,7 +51,7 @@ class WorkerProcess:
 
         self._process = subprocess.Popen(
             list(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            preexec_fn=enter if groups else None, start_new_session=True, env=environment,
+            preexec_fn=enter if groups else None, start_new_session=True, env=whole,
         )  # fmt: skip
         self.pid = self._process.pid
         self.timeout_s: float | None = None  # for an answer

@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--memory", default="none", metavar="SIZE,..", help="budgets of pipeload (default: %(default)s)")
     what.add_argument(
         "--slot", type=_size_text, default="none", metavar="SIZE",
-        help="units of ours are at most so large: layers are cut (default: a layer)",
+        help="units of ours are at most so large: layers are cut (default: as planned)",
     )  # fmt: skip
     what.add_argument("--tokens", type=_count, default=32, metavar="N", help="of the input (default: %(default)s)")
     what.add_argument("--new-tokens", type=_count, default=8, metavar="N", help="generated (default: %(default)s)")
