@@ -63,25 +63,36 @@ class SuppliedMatrix:
         if inputs.stride() != contiguous_strides(inputs.shape):  # is_contiguous() ignores dimensions of size 1
             flat = torch.empty((flat.shape[0], columns), dtype=inputs.dtype).copy_(flat)
         fused = inputs.dim() == 2 or _computed_as(inputs).is_contiguous()
+        into = self._is_plain(flat, bias, fused)
         out: torch.Tensor | None = None
         for block in self._matrix.blocks or self._unforeseen():
             weight = self._hold(block)
             try:
                 added = None if bias is None else bias[block.first : block.last]
                 with as_loaded():
-                    part = F.linear(flat, weight, added if fused else None)
-                    if added is not None and not fused:
-                        part += added  # as torch does: half precision is rounded once more than by the fused way
+                    if block.rows < rows and into:
+                        out = flat.new_empty((flat.shape[0], rows)) if out is None else out
+                        _multiply(flat, weight, added, out[:, block.first : block.last])
+                    else:
+                        part = F.linear(flat, weight, added if fused else None)
+                        if added is not None and not fused:
+                            part += added  # as torch does: half precision is rounded once more than by the fused way
+                        if out is None:
+                            out = part if block.rows == rows else part.new_empty((flat.shape[0], rows))
+                        if out is not part:
+                            out[:, block.first : block.last] = part
                 del weight
             finally:
                 if block.unit >= 0:
                     self._binder.drop(block.unit, block.ends_unit)
-            if out is None:
-                out = part if block.rows == rows else part.new_empty((flat.shape[0], rows))
-            if out is not part:
-                out[:, block.first : block.last] = part
         assert out is not None
         return out.view(*inputs.shape[:-1], rows)
+
+    def _is_plain(self, flat: torch.Tensor, bias: torch.Tensor | None, fused: bool) -> bool:
+        """Whether blocks can be written where they belong: of one row alone the bits then differ now and then."""
+        dtype = self._matrix.source.dtype
+        alike = flat.dtype == dtype and (bias is None or (fused and bias.dtype == dtype))
+        return alike and flat.shape[0] > 1 and not torch.is_autocast_enabled("cpu")
 
     def _hold(self, block: Block) -> torch.Tensor:
         """The block's weight, in its slot or read now."""
@@ -104,6 +115,14 @@ class SuppliedMatrix:
         room = max(UNFORESEEN_NBYTES, 2 * ALIGN + ROWS_MULTIPLE * columns * 4)
         split = split_rows(rows, self._matrix.row_nbytes, room, ROWS_MULTIPLE)
         return [Block(-1, first, last, 0) for first, last in split]
+
+
+def _multiply(flat: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """What `F.linear` does with two dimensions, into columns of a larger matrix."""
+    if bias is None:
+        torch.mm(flat, weight.t(), out=out)
+    else:
+        torch.addmm(bias, flat, weight.t(), out=out)
 
 
 def contiguous_strides(shape: torch.Size) -> tuple[int, ...]:
