@@ -74,10 +74,20 @@ def split_rows(rows: int, row_nbytes: int, room: int, multiple: int = 64) -> lis
     return list(pairwise(edges))
 
 
-def whole_rows(rows: int, fitting: int, multiple: int) -> int:
-    """How many of `rows` rows to cut off where `fitting` would fit: a multiple, that leaves `multiple` or more."""
+def whole_rows(rows: int, fitting: int, multiple: int, least: int = 64) -> int:
+    """How many of `rows` rows to cut off where `fitting` would fit: a multiple, that leaves `least` or more."""
     cut = fitting // multiple * multiple
-    return max(0, cut - multiple) if 0 < rows - cut < multiple else cut
+    return max(0, cut - multiple) if 0 < rows - cut < least else cut
+
+
+def powers_of_two(first: int, last: int, multiple: int = 64) -> list[tuple[int, int]]:
+    """Rows `first` to `last` in pieces of `multiple` x 1, 2, 4 ... rows, the largest first, and a remainder."""
+    pieces = []
+    while last - first >= multiple:
+        rows = multiple << ((last - first) // multiple).bit_length() - 1
+        pieces.append((first, first + rows))
+        first += rows
+    return [*pieces, (first, last)] if first < last else pieces
 
 
 def _merged(spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

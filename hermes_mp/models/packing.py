@@ -107,13 +107,20 @@ class _Packing:
         taken = self._lay_out(self._tensors).nbytes if self._tensors else 0
         fitting = min(rows, max(0, self._room - taken) // matrix.row_nbytes)
         while fitting > 0:
-            fitting = rows if fitting >= rows else whole_rows(rows, fitting, ROWS_MULTIPLE)
+            fitting = rows if fitting >= rows else whole_rows(rows, fitting, self._step(matrix), ROWS_MULTIPLE)
             part = rows_of(matrix.source.info, first, first + fitting) if fitting else None
             if part is None or self._lay_out([*self._tensors, (matrix.source.file, part)]).nbytes <= self._room:
                 break
             fitting -= 1
         is_sliver = fitting < rows and fitting * matrix.row_nbytes * SLIVER < self._room
         return 0 if is_sliver and self._items else fitting
+
+    def _step(self, matrix: Matrix) -> int:
+        """A matrix is cut at multiples of so many rows: 64 x 1, 2, 4 ... but no more than a sliver."""
+        step = ROWS_MULTIPLE
+        while 2 * step * matrix.row_nbytes * SLIVER <= self._room:
+            step *= 2
+        return step
 
     def _add_block(self, matrix: Matrix, first: int, last: int) -> None:
         part = rows_of(matrix.source.info, first, last)
