@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
-from hermes_mp.core.layout import Layout
+from hermes_mp.core.layout import Layout, powers_of_two
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.models.skeleton import Source
 from hermes_mp.models.trace import UseKind
 
+KERNEL_NBYTES = 650 << 10
 ROWS_MULTIPLE = 64  # blocks of a multiple of 64 rows give the same bits as the whole matrix
 
 
@@ -54,6 +56,12 @@ class Block:
     @property
     def rows(self) -> int:
         return self.last - self.first
+
+    def parts(self, matrix: Matrix) -> list[tuple[int, int]]:
+        """Rows that are multiplied at once. In bfloat16 every number of rows has machine code of its own: so, few."""
+        if matrix.source.dtype != torch.bfloat16 or self.rows == matrix.source.info.shape[0]:
+            return [(self.first, self.last)]
+        return powers_of_two(self.first, self.last, ROWS_MULTIPLE)
 
 
 @dataclass(eq=False)
@@ -103,3 +111,21 @@ def cast_nbytes(division: Division) -> int:
             rows = max(block.rows for block in matrix.blocks)
             most = max(most, rows * matrix.source.info.shape[1] * matrix.source.dtype.itemsize)
     return most
+
+
+def kernels_nbytes(division: Division) -> int:
+    """What the machine code takes that oneDNN makes in bfloat16 for every shape of a product: prompt and token."""
+    shapes = {
+        bound.source.info.shape
+        for piece in division.pieces
+        for bound in piece.bounds
+        if bound.source.dtype == torch.bfloat16 and len(bound.source.info.shape) == 2
+    }
+    parts = {
+        (last - first, *matrix.source.info.shape)
+        for matrix in division.matrices
+        if matrix.source.dtype == torch.bfloat16
+        for block in matrix.blocks
+        for first, last in block.parts(matrix)
+    }
+    return 2 * KERNEL_NBYTES * len(shapes | parts)

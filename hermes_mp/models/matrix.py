@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from hermes_mp.core.layout import ALIGN, powers_of_two, split_rows
+from hermes_mp.core.layout import ALIGN, split_rows
 from hermes_mp.errors import NeedsAllWeights
 from hermes_mp.models.binding import Binder, as_loaded, byte_view, memory_like, weight_at
 from hermes_mp.models.division import ROWS_MULTIPLE, Block, Matrix
@@ -69,7 +69,7 @@ class SuppliedMatrix:
             weight = self._hold(block)
             try:
                 with as_loaded():
-                    for first, last in self._parts(block):
+                    for first, last in block.parts(self._matrix):
                         part_weight = weight[first - block.first : last - block.first]
                         added = None if bias is None else bias[first:last]
                         if last - first < rows and into:
@@ -89,12 +89,6 @@ class SuppliedMatrix:
                     self._binder.drop(block.unit, block.ends_unit)
         assert out is not None
         return out.view(*inputs.shape[:-1], rows)
-
-    def _parts(self, block: Block) -> list[tuple[int, int]]:
-        """In bfloat16 every number of rows has machine code of its own made for it, 0.6 to 1.1 MB: so, few of them."""
-        if self._matrix.source.dtype != torch.bfloat16 or block.rows == self._matrix.source.info.shape[0]:
-            return [(block.first, block.last)]
-        return powers_of_two(block.first, block.last, ROWS_MULTIPLE)
 
     def _is_plain(self, flat: torch.Tensor, bias: torch.Tensor | None, fused: bool) -> bool:
         """Whether blocks can be written where they belong: of one row alone the bits then differ now and then."""

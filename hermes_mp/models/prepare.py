@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hermes_mp.errors import ContextTooLong
 from hermes_mp.host.checkpoint import Checkpoint
-from hermes_mp.models.division import Division, cast_nbytes
+from hermes_mp.models.division import Division, cast_nbytes, kernels_nbytes
 from hermes_mp.models.footprint import DEFAULT_CONTEXT, Footprint, measure, model_maximum
 from hermes_mp.models.skeleton import Skeleton, Source, build_skeleton
 from hermes_mp.models.trace import Trace, trace_forward
@@ -44,6 +44,7 @@ class Traced:
         """Into units of at most `room` bytes, see `units.divide`; raises what that does."""
         division = divide(self.skeleton, self.trace, room)
         scratch = cast_nbytes(division)
+        scratch += kernels_nbytes(division)
         scratch += self.batch * _matrices_nbytes(self.skeleton, self.trace, division, self.positions)
         return Prepared(self.skeleton, division, replace(self.footprint, constant_nbytes=scratch))
 
