@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     wanted = wanted_of(options)
     from hermes_mp.bench import plots
     from hermes_mp.bench.board import undo_when_ended
-    from hermes_mp.bench.journal import Journal
+    from hermes_mp.bench.journal import Journal, writing
     from hermes_mp.bench.measure import Bench, Peers
     from hermes_mp.bench.models import default_folder, open_model
     from hermes_mp.bench.report import MEASUREMENTS, Report
@@ -57,12 +57,15 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     if folder is not None and not options.resume:
         for group in wanted.groups():
             for path in folder.glob(f"{group.word}-*.trace.json"):  # of an earlier run: not drawn again
-                path.unlink()
+                with writing(path):
+                    path.unlink(missing_ok=True)
     many = {name: value for name, value in asdict(wanted).items() if name != "rounds"}  # more may be asked for later
     header = {"wanted": many, "peers": {name: str(value) for name, value in asdict(others).items()}}
     journal = Journal(folder / MEASUREMENTS if folder is not None else None, header, options.resume)
     report = Report(wanted, journal, folder, shlex.join(["hermes-bench", *words]))
     say = _silent if options.quiet else _say
+    if journal.kept_as is not None:
+        _say(f"the measurements that were in {folder} are now {journal.kept_as.name}; --resume would have gone on")
     undo_when_ended()
     code = 0
     shown: set[str] = set()
