@@ -41,10 +41,13 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     from hermes_mp.bench.board import undo_when_ended
     from hermes_mp.bench.journal import Journal, writing
     from hermes_mp.bench.measure import Bench, Peers
-    from hermes_mp.bench.models import default_folder, open_model
+    from hermes_mp.bench.models import check_model, default_folder, open_model
     from hermes_mp.bench.report import MEASUREMENTS, Report
 
     folder: Path | None = options.report
+    models: Path = options.models or default_folder()
+    for name in wanted.models:
+        check_model(name, models)  # a wrong name is said now, not after an hour
     with_plots = folder is not None and not options.no_plots
     if with_plots:
         plots.load_pyplot()  # that it is missing is said now, not after an hour
@@ -74,14 +77,18 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
         bench = Bench(wanted, journal, others, say, folder if with_plots else None)
         for group in wanted.groups():
             if group.model not in report.models:
-                report.models[group.model] = open_model(group.model, options.models or default_folder(), say)
+                report.models[group.model] = open_model(group.model, models, say)
             bench.run(group, report.models[group.model])
             print(report.group(group), flush=True)
             shown.add(group.label)
             report.write_results()
-    except (SystemExit, KeyboardInterrupt) as ended:
-        code = ended.code if isinstance(ended, SystemExit) and isinstance(ended.code, int) else 128 + signal.SIGINT
-        print("hermes-bench: interrupted; this is what was measured", file=sys.stderr)
+    except (SystemExit, KeyboardInterrupt, HermesError) as ended:
+        if isinstance(ended, HermesError):
+            code, why = ended.exit_code, ended.line()
+        else:
+            code = ended.code if isinstance(ended, SystemExit) and isinstance(ended.code, int) else 128 + signal.SIGINT
+            why = "interrupted"
+        print(f"hermes-bench: {why}; this is what was measured", file=sys.stderr)
         for group in wanted.groups():
             if group.label not in shown and (text := report.group(group)):
                 print(text)
