@@ -9,7 +9,7 @@ from hermes_mp.bench.board import ControlGroup
 from hermes_mp.bench.limits import reader_rate
 from hermes_mp.bench.models import Model
 from hermes_mp.bench.plan import Group, Subject
-from hermes_mp.bench.process import WorkerProcess
+from hermes_mp.bench.process import WorkerLost, WorkerProcess
 from hermes_mp.bench.reference import Reference
 
 
@@ -71,10 +71,13 @@ class Conditions:
         return self.disk if limit is None else [*self.disk, limit]
 
     def place_loaders(self, running: WorkerProcess) -> None:
-        """Each loader among those who read at a rate of their own."""
+        """Each loader among those who read at a rate of their own. Raises WorkerLost where one ended meanwhile."""
         if self.readers:
             for group, pid in zip(self.readers, running.loaders(), strict=False):
-                group.enter(pid)
+                try:
+                    group.enter(pid)
+                except OSError as error:
+                    raise WorkerLost(f"a loader could not be put in its group: {error.strerror}") from None
 
     def why_killed(self, subject: Subject) -> str:
         """Of a row that failed, in words; empty where the kernel did not end it for its memory."""

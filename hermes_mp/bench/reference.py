@@ -49,24 +49,36 @@ class Reference:
             self.close()
             return None, None
         finally:
-            if memory.available_nbytes() < 2 * nbytes and self._worker is not None:
-                self._worker.ask("close")  # a row may need that memory
-                self._loaded = False
+            if memory.available_nbytes() < 2 * nbytes:
+                self._unload()  # a row may need that memory
 
     def _measure(self) -> tuple[float | None, float | None]:
         if self._worker is None:
             settings = worker_settings(self._wanted, self._model, Subject("resident"))
             self._worker = WorkerProcess(worker_words(settings | {"unmapped": True}))
-            self._worker.ask("open")
+            self._ask("open")
         if not self._loaded:
-            self._worker.ask("first")
+            self._ask("first")
             self._loaded = True
-        first = self._worker.ask("first")
-        if "failed" in first:
-            raise WorkerLost(first["failed"])
+        first = self._ask("first")
         count = self._wanted.new_tokens if first["kind"] == "tokens" else AGAIN
-        again = self._worker.ask("steady", count)
+        again = self._ask("steady", count)
         return first["seconds"] - first["load_s"], statistics.median(again["each"])
+
+    def _ask(self, do: str, *arguments: object) -> dict[str, Any]:
+        assert self._worker is not None
+        answer = self._worker.ask(do, *arguments)
+        if "failed" in answer:
+            raise WorkerLost(answer["failed"])
+        return answer
+
+    def _unload(self) -> None:
+        if self._worker is not None:
+            try:
+                self._ask("close")
+            except WorkerLost:
+                self.close()
+        self._loaded = False
 
     def close(self) -> None:
         if self._worker is not None:
