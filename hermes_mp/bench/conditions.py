@@ -8,7 +8,7 @@ from hermes_mp.bench import board
 from hermes_mp.bench.board import ControlGroup
 from hermes_mp.bench.limits import reader_rate
 from hermes_mp.bench.models import Model
-from hermes_mp.bench.plan import Group, Subject
+from hermes_mp.bench.plan import Group, Subject, unit_nbytes
 from hermes_mp.bench.process import WorkerLost, WorkerProcess
 from hermes_mp.bench.reference import Reference
 
@@ -51,6 +51,8 @@ class Conditions:
             texts.append("the disk as it is")
         if slot is not None:
             texts.append(f"units of at most {slot / 2**20:.4g} MiB rather than layers")
+        elif unit := unit_nbytes("pipeload", regime, None, model.facts.nbytes):
+            texts.append(f"units of pipeload of at most {unit >> 20} MiB, as no planner knows what these readers reach")
         knob = board.read_ahead_knob(directory)
         if regime.read_ahead_kib is not None:
             stack.enter_context(board.setting(knob, str(regime.read_ahead_kib)))

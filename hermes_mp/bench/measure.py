@@ -186,7 +186,7 @@ class _GroupRun:
         )  # fmt: skip
 
     def _start(self, subject: Subject, trace: Path | None = None) -> WorkerProcess:
-        settings = worker_settings(self._wanted, self._model, subject)
+        settings = worker_settings(self._wanted, self._model, subject, self._group.regime)
         if trace is not None:
             settings["trace"] = str(trace)
         if subject.backend == "accelerate":

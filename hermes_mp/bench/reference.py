@@ -12,7 +12,7 @@ from typing import Any
 
 from hermes_mp.bench.board import Unavailable
 from hermes_mp.bench.models import Model
-from hermes_mp.bench.plan import Subject, Wanted
+from hermes_mp.bench.plan import Regime, Subject, Wanted, unit_nbytes
 from hermes_mp.bench.process import WorkerLost, WorkerProcess
 from hermes_mp.host import memory
 
@@ -54,7 +54,7 @@ class Reference:
 
     def _measure(self) -> tuple[float | None, float | None]:
         if self._worker is None:
-            settings = worker_settings(self._wanted, self._model, Subject("resident"))
+            settings = worker_settings(self._wanted, self._model, Subject("resident"), Regime())
             self._worker = WorkerProcess(worker_words(settings | {"unmapped": True}))
             self._ask("open")
         if not self._loaded:
@@ -92,7 +92,7 @@ class Reference:
         self.close()
 
 
-def worker_settings(wanted: Wanted, model: Model, subject: Subject) -> dict[str, Any]:
+def worker_settings(wanted: Wanted, model: Model, subject: Subject, regime: Regime) -> dict[str, Any]:
     """What a worker is told of a row."""
     context = None
     if model.is_of_words:
@@ -108,7 +108,7 @@ def worker_settings(wanted: Wanted, model: Model, subject: Subject) -> dict[str,
         "batch": wanted.batch,
         "threads": wanted.threads,
         "dtype": wanted.dtype,
-        "room": wanted.slot,
+        "room": unit_nbytes(subject.backend, regime, wanted.slot, model.facts.nbytes),
         "itemsize": model.facts.nbytes / model.facts.parameters,
     }
 

@@ -1,4 +1,4 @@
-"""Processes of a benchmark that are killed or cannot be started: a failed row or a group left out, never a traceback."""
+"""Processes of a benchmark that are killed or cannot be started: a failed row or a group left out, no traceback."""
 
 from __future__ import annotations
 
