@@ -96,7 +96,7 @@ def _build(
         )
         chosen = choose_plan(traced, checkpoint, told)
         room, plan = chosen.room, chosen.plan
-    prepared = traced.divide(room)
+    prepared = traced.divide(room or None)  # 0: by layers, whatever a plan would say
     behind.supply.use(prepared.division.list)
     footprint, supply = prepared.footprint, behind.supply
     model_config = prepared.skeleton.model.config  # of the model nothing else may be kept by its parts

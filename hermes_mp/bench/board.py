@@ -11,6 +11,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 CPU_SHARES = 262144  # the most there is: 256 times what everything else together has
 EMPTY_S = 5.0
+GIVE_UP_S = 30.0
 PREFIX = "hermes-bench-"
 _numbers = itertools.count()
 
@@ -77,17 +79,27 @@ def inside(group: ControlGroup, controller: str) -> Iterator[None]:
 
 
 def remove_group(folder: Path) -> None:
-    """Remove a group once what runs in it has ended; what has not within seconds is killed: it is our own."""
-    deadline = time.monotonic() + EMPTY_S
+    """Remove a group once what runs in it has ended; what has not within seconds is killed: it is our own.
+
+    A group that still cannot be removed after `GIVE_UP_S` is left, and said on standard error.
+    """
+    started = time.monotonic()
     while True:
         try:
             folder.rmdir()
             return
-        except OSError:
-            if time.monotonic() > deadline:
-                for pid in (folder / "cgroup.procs").read_text().split():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
+        except FileNotFoundError:  # somebody else was tidy
+            return
+        except OSError as error:
+            waited = time.monotonic() - started
+            if waited > GIVE_UP_S:
+                print(f"{folder} is left behind: {error.strerror}; try rmdir later", file=sys.stderr, flush=True)
+                return
+            if waited > EMPTY_S:
+                with contextlib.suppress(OSError):
+                    for pid in (folder / "cgroup.procs").read_text().split():
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(int(pid), signal.SIGKILL)
             time.sleep(0.05)
 
 
@@ -182,13 +194,23 @@ def read_ahead_knob(path: Path) -> Path:
 
 
 def undo_when_ended() -> None:
-    """Make SIGTERM and SIGINT exceptions, even in a background job of a shell, so that the contexts are left."""
+    """Make SIGTERM, SIGINT and SIGHUP exceptions, even in a background job of a shell, so that the contexts are left.
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    Only the first is one: another, by an impatient hand, would interrupt the undoing and leave the machine changed.
+    """
+    ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    def leave(first: int, frame: FrameType | None) -> None:
+        for number in ends:
+            signal.signal(number, _ignore)
+        raise SystemExit(128 + first)
+
+    for number in ends:
         signal.signal(number, leave)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Unlike SIG_IGN not handed down to a process that is started."""
 
 
 def evict(paths: Sequence[Path]) -> float:

@@ -8,8 +8,8 @@ from hermes_mp.bench import board
 from hermes_mp.bench.board import ControlGroup
 from hermes_mp.bench.limits import reader_rate
 from hermes_mp.bench.models import Model
-from hermes_mp.bench.plan import Group, Subject
-from hermes_mp.bench.process import WorkerProcess
+from hermes_mp.bench.plan import Group, Subject, unit_nbytes
+from hermes_mp.bench.process import WorkerLost, WorkerProcess
 from hermes_mp.bench.reference import Reference
 
 
@@ -51,6 +51,8 @@ class Conditions:
             texts.append("the disk as it is")
         if slot is not None:
             texts.append(f"units of at most {slot / 2**20:.4g} MiB rather than layers")
+        elif unit := unit_nbytes("pipeload", regime, None, model.facts.nbytes):
+            texts.append(f"units of pipeload of at most {unit >> 20} MiB, as no planner knows what these readers reach")
         knob = board.read_ahead_knob(directory)
         if regime.read_ahead_kib is not None:
             stack.enter_context(board.setting(knob, str(regime.read_ahead_kib)))
@@ -71,10 +73,13 @@ class Conditions:
         return self.disk if limit is None else [*self.disk, limit]
 
     def place_loaders(self, running: WorkerProcess) -> None:
-        """Each loader among those who read at a rate of their own."""
+        """Each loader among those who read at a rate of their own. Raises WorkerLost where one ended meanwhile."""
         if self.readers:
             for group, pid in zip(self.readers, running.loaders(), strict=False):
-                group.enter(pid)
+                try:
+                    group.enter(pid)
+                except OSError as error:
+                    raise WorkerLost(f"a loader could not be put in its group: {error.strerror}") from None
 
     def why_killed(self, subject: Subject) -> str:
         """Of a row that failed, in words; empty where the kernel did not end it for its memory."""

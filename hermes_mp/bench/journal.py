@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hermes_mp.errors import BadOption
+from hermes_mp.errors import BadOption, WriteFailed
+
+TYPES: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)}
+ELSEWHERE = "name another --report, or leave --resume out"
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,17 @@ class GroupNote:
 
 
 class Journal:
-    """Measurements in a file, each written when it is made. `path` None: in memory only."""
+    """Measurements in a file, each written when it is made (or WriteFailed). `path` None: in memory only.
+
+    `kept_as`: where measurements lie now that were there, and were not to be gone on with.
+    """
 
     def __init__(self, path: Path | None, header: dict[str, Any], resume: bool = False) -> None:
-        """`header` says what is measured: a file of other measurements is not gone on with (BadOption)."""
+        """`header` says what is measured. A file of other measurements, or damaged, is not gone on with (BadOption)."""
         self.samples: dict[tuple[str, str, int], Sample] = {}
         self.peaks: dict[tuple[str, str], PeakSample] = {}
         self.notes: dict[str, GroupNote] = {}
+        self.kept_as: Path | None = None
         self._path = path
         header = json.loads(json.dumps(header))
         if path is None:
@@ -91,7 +101,9 @@ class Journal:
         if resume and path.exists():
             self._recall(path, header)
         else:
-            path.write_text("")
+            with writing(path):
+                self.kept_as = _keep_earlier(path)
+                path.write_text("")
             self._write("header", header)
 
     def keep(self, measured: Sample | PeakSample | GroupNote) -> None:
@@ -112,24 +124,54 @@ class Journal:
 
     def _write(self, what: str, values: dict[str, Any]) -> None:
         if self._path is not None:
-            with open(self._path, "a", encoding="utf-8") as file:
+            with writing(self._path), open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"what": what, **values}) + "\n")
 
     def _recall(self, path: Path, header: dict[str, Any]) -> None:
-        kinds = {kind.__name__: kind for kind in (Sample, PeakSample, GroupNote)}
-        whole = path.read_text(encoding="utf-8")
+        try:
+            whole = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadOption(f"{path} cannot be read: {error}", ELSEWHERE) from error
         kept = whole[: whole.rfind("\n") + 1]  # a run that was killed may have left half a line
         for number, line in enumerate(kept.splitlines()):
-            values: dict[str, Any] = json.loads(line)
-            what = values.pop("what", None)
-            if number == 0:
-                if what != "header" or values != header:
-                    raise BadOption(
-                        f"{path} holds other measurements than these", "name another --report, or leave --resume out"
-                    )
-                continue
-            kind: Any = kinds.get(what or "")
-            if kind is not None:
-                known = {one.name for one in fields(kind)}
-                self._remember(kind(**{name: value for name, value in values.items() if name in known}))
-        path.write_text(kept, encoding="utf-8")
+            try:
+                values: dict[str, Any] = {**json.loads(line)}
+                if number:
+                    self._recall_one(values)
+            except (ValueError, TypeError) as error:
+                raise BadOption(f"{path}, line {number + 1} is damaged: {error}", ELSEWHERE) from error
+            if not number and values != {"what": "header", **header}:
+                raise BadOption(f"{path} holds other measurements than these", ELSEWHERE)
+        with writing(path):
+            path.write_text(kept, encoding="utf-8")
+        if not kept:
+            self._write("header", header)
+
+    def _recall_one(self, values: dict[str, Any]) -> None:
+        """TypeError where it lacks a field that another version did not have, or one is of another kind."""
+        kinds: dict[str, Any] = {kind.__name__: kind for kind in (Sample, PeakSample, GroupNote)}
+        kind = kinds.get(values.pop("what", None))
+        if kind is not None:
+            known = {one.name: one.type for one in fields(kind)}
+            for name, value in values.items():
+                if name in known and not isinstance(value, tuple(TYPES[word] for word in known[name].split(" | "))):
+                    raise TypeError(f"{name} is {value!r}")
+            self._remember(kind(**{name: value for name, value in values.items() if name in known}))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses in here, a full disk or a folder of somebody else's, is WriteFailed."""
+    try:
+        yield
+    except OSError as error:
+        why = f"{error.filename or path} cannot be written: {error.strerror or error}"
+        raise WriteFailed(why, "name another --report, or see whether its disk has room") from error
+
+
+def _keep_earlier(path: Path) -> Path | None:
+    """Put measurements aside that took somebody an hour; a file with nothing but a header is none."""
+    if not path.is_file() or path.read_bytes().count(b"\n") < 2:
+        return None
+    aside = next(one for number in itertools.count(1) if not (one := path.with_name(f"{path.name}.{number}")).exists())
+    return path.rename(aside)

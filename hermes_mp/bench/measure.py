@@ -55,8 +55,10 @@ class Bench:
         try:
             with contextlib.ExitStack() as stack:
                 _GroupRun(self._wanted, self._journal, self._others, self._say, group, model, stack).run(self._traces)
-        except Unavailable as error:
-            self._journal.keep(GroupNote(group.label, f"left out: {error}", left_out=True))
+        except (Unavailable, WorkerLost) as error:
+            measured = any(label == group.label for label, _, _ in self._journal.samples)
+            text = f"not measured to the end, --resume goes on: {error}" if measured else f"left out: {error}"
+            self._journal.keep(GroupNote(group.label, text, left_out=True))
 
 
 class _GroupRun:
@@ -127,7 +129,8 @@ class _GroupRun:
                 done = self._measure_worker(subject, sample)
                 return replace(done, failed=done.failed + self._conditions.why_killed(subject)) if done.failed else done
             except WorkerLost as error:
-                self._workers.pop(subject).__exit__(None, None, None)
+                if subject in self._workers:  # it may not have come so far
+                    self._workers.pop(subject).__exit__(None, None, None)
                 text = str(error) + self._conditions.why_killed(subject)
             if subject.backend != "accelerate" or number or not self._cpu_nbytes.get(subject):
                 break
@@ -151,7 +154,9 @@ class _GroupRun:
         again = running.ask("steady", count)
         if "failed" in again:
             return replace(sample, failed=again["failed"])
-        running.ask("close")
+        closed = running.ask("close")
+        if "failed" in closed:
+            return replace(sample, failed=closed["failed"])
         note = f"{100 * cached:.0f} % of its files could not be evicted" if cached > WARM else ""
         if subject.backend == "accelerate":
             note = f"accelerate {opened['version']}, {self._cpu_nbytes[subject] / 1e6:.0f} MB kept, the rest on disk"
@@ -181,7 +186,7 @@ class _GroupRun:
         )  # fmt: skip
 
     def _start(self, subject: Subject, trace: Path | None = None) -> WorkerProcess:
-        settings = worker_settings(self._wanted, self._model, subject)
+        settings = worker_settings(self._wanted, self._model, subject, self._group.regime)
         if trace is not None:
             settings["trace"] = str(trace)
         if subject.backend == "accelerate":
@@ -211,9 +216,9 @@ class _GroupRun:
         self._conditions.renew(subject)
         peak = Peak()
         failed = ""
-        with self._start(subject) as running:
-            running.timeout_s = PEER_S if subject.backend == "accelerate" else None
-            try:
+        try:
+            with self._start(subject) as running:
+                running.timeout_s = PEER_S if subject.backend == "accelerate" else None
                 with sampling(running) as peak:
                     for order in ("open", "first", "steady"):
                         answer = running.ask(order, *([AGAIN] if order == "steady" else []))
@@ -221,8 +226,8 @@ class _GroupRun:
                             failed = answer["failed"]
                             break
                         board.evict(self._model.files)
-            except WorkerLost as error:
-                failed = str(error)
+        except WorkerLost as error:
+            failed = str(error)
         charged, kills = self._conditions.charged(subject)
         return replace(
             nothing, total_nbytes=peak.total_nbytes, beside_nbytes=peak.beside_nbytes, charged_nbytes=charged,
@@ -230,7 +235,7 @@ class _GroupRun:
         )  # fmt: skip
 
     def _trace(self, subject: Subject, path: Path) -> None:
-        with self._start(subject, path) as running, contextlib.suppress(WorkerLost):
+        with contextlib.suppress(WorkerLost), self._start(subject, path) as running:
             if "failed" in running.ask("open"):
                 return
             self._conditions.place_loaders(running)

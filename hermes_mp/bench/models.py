@@ -40,17 +40,32 @@ def default_folder() -> Path:
 
 def open_model(name: str, folder: Path, say: Callable[[str], None]) -> Model:
     """`name`: a directory, or a shape, which is made in `folder` unless it is there. Raises a HermesError."""
-    given = Path(name)
-    if (given / "config.json").exists():
-        return _describe(given.resolve())
-    if "/" in name or given.exists():
-        raise ModelNotFound(f"{name} is no directory with a config.json", "name one, or a shape: hermes-bench --help")
-    shape_named(name)
-    directory = folder / name
-    if not (directory / "config.json").exists():
+    directory = _directory_of(name, folder)
+    if not _is_there(directory):
         say(f"making {name} with random weights in {directory}")
         make_model(name, directory)
     return _describe(directory.resolve())
+
+
+def check_model(name: str, folder: Path) -> None:
+    """Raises what `open_model` would by the name or by what lies there, in little time: nothing is made."""
+    directory = _directory_of(name, folder)
+    if _is_there(directory):
+        _describe(directory.resolve())
+
+
+def _directory_of(name: str, folder: Path) -> Path:
+    given = Path(name)
+    if _is_there(given):
+        return given
+    if "/" in name or given.exists():
+        raise ModelNotFound(f"{name} is no directory with a config.json", "name one, or a shape: hermes-bench --help")
+    shape_named(name)
+    return folder / name
+
+
+def _is_there(directory: Path) -> bool:
+    return (directory / "config.json").exists()
 
 
 def make_model(name: str, directory: Path) -> None:

@@ -63,8 +63,8 @@ def run_llama(words: Sequence[str], groups: Sequence[ControlGroup]) -> LlamaRun:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise PeerFailed(f"no answer in {TIMEOUT_S:.0f} s") from None
-    except OSError as error:
-        raise PeerFailed(f"{words[0]} cannot be run: {error.strerror}") from None
+    except (OSError, subprocess.SubprocessError) as error:  # the latter: it could not enter its groups
+        raise PeerFailed(f"{words[0]} cannot be run: {error}") from None
     seconds = time.perf_counter() - started
     if done.returncode < 0:
         raise PeerFailed(f"killed by {signal.Signals(-done.returncode).name}")

@@ -19,6 +19,8 @@ MODE_HELP = {
     "pipeload": "several loaders, memory freed after use",
 }
 
+UNITS, LEAST_UNIT, MOST_UNIT = 96, 4, 64  # how many make a model; how large one is, in MiB
+
 
 @dataclass(frozen=True)
 class Regime:
@@ -154,6 +156,19 @@ class Wanted:
             else:
                 yield Subject(mode, 1 if mode in OURS else 0)
         yield from (Subject(peer) for peer in self.peers)
+
+
+def unit_nbytes(mode: str, regime: Regime, slot: int | None, model_nbytes: int) -> int | None:
+    """How large units of one of our modes are, 0: a layer each; None: as the planner says.
+
+    The paper's baselines go layer by layer. Readers with a rate of their own get it after the planning, which would
+    take the disk for one that is not theirs: there pipeload has units of a 96th of the model, of 4 to 64 MiB.
+    """
+    if slot is not None:
+        return slot
+    if mode != "pipeload":
+        return 0
+    return min(max(round(model_nbytes / UNITS / 2**20), LEAST_UNIT), MOST_UNIT) << 20 if regime.is_per_reader else None
 
 
 def in_turn(subjects: tuple[Subject, ...], number: int) -> list[Subject]:

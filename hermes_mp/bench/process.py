@@ -29,7 +29,7 @@ LAST_LINES = 3  # of its standard error, where it ended without a word
 
 
 class WorkerLost(Exception):
-    """The process ended instead of answering; the text says how."""
+    """The process ended instead of answering, or could not be started; the text says how."""
 
 
 class WorkerProcess:
@@ -41,7 +41,10 @@ class WorkerProcess:
         groups: Sequence[ControlGroup] = (),
         environment: Mapping[str, str | None] | None = None,
     ) -> None:
-        """`words`: the command line. `environment`: what of ours is otherwise; None: it lacks the variable."""
+        """`words`: the command line. `environment`: what of ours is otherwise; None: it lacks the variable.
+
+        Raises WorkerLost.
+        """
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
         whole = {name: value for name, value in {**os.environ, **(environment or {})}.items() if value is not None}
 
@@ -49,10 +52,14 @@ class WorkerProcess:
             for group in groups:
                 group.enter(os.getpid())
 
-        self._process = subprocess.Popen(
-            list(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            preexec_fn=enter if groups else None, start_new_session=True, env=whole,
-        )  # fmt: skip
+        try:
+            self._process = subprocess.Popen(
+                list(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+                preexec_fn=enter if groups else None, start_new_session=True, env=whole,
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError) as error:  # the latter: it could not enter its groups
+            self._errors.close()
+            raise WorkerLost(f"{words[0]} cannot be started: {error}") from None
         self.pid = self._process.pid
         self.timeout_s: float | None = None  # for an answer
         self._watched = psutil.Process(self.pid)
@@ -82,7 +89,7 @@ class WorkerProcess:
     def loaders(self) -> list[int]:
         """The process ids of its loaders, in order."""
         found = []
-        for process in self._watched.children(recursive=True):
+        for process in _children(self._watched):
             with contextlib.suppress(psutil.NoSuchProcess):
                 title = " ".join(process.cmdline())
                 if title.startswith("hermes: loader") or "hermes_mp.agents.loader" in title:

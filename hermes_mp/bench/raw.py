@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 
-from hermes_mp.bench.board import ControlGroup
+from hermes_mp.bench.board import ControlGroup, Unavailable
 from hermes_mp.bench.models import Model
-from hermes_mp.bench.process import WorkerProcess
+from hermes_mp.bench.process import WorkerLost, WorkerProcess
 from hermes_mp.bench.raw_read import CHUNK_NBYTES
 
 ROUND_S = 0.6  # of reading, about, in every round
@@ -20,7 +21,7 @@ GUESSED_RATE = 1.5e9  # of a disk, before it is measured
 
 
 class Raw:
-    """Reads the model's largest file and does nothing else.
+    """Reads the model's largest file and does nothing else. Raises Unavailable where a reader of it ends.
 
     `readers`: a control group for each reader where each has a rate of its own, `rate`; else all are in `disk`.
     """
@@ -35,9 +36,10 @@ class Raw:
         self._ways: list[tuple[int, int]] = [(1, CHUNK_NBYTES)]
         words = [sys.executable, "-m", "hermes_mp.bench.raw_read", str(file), str(READER_ROOM if readers else ROOM)]
         with contextlib.ExitStack() as stack:
-            for groups in [[group] for group in readers] or [disk]:
-                self._processes.append(stack.enter_context(WorkerProcess(words, groups)))
-            self._said = [process.receive() for process in self._processes]
+            with _or_unavailable():
+                for groups in [[group] for group in readers] or [disk]:
+                    self._processes.append(stack.enter_context(WorkerProcess(words, groups)))
+                self._said = [process.receive() for process in self._processes]
             if rate is None:
                 guess = GUESSED_RATE
                 surveyed: dict[tuple[int, int], float] = {}
@@ -70,7 +72,8 @@ class Raw:
         used = self._processes[:processes]
         for process in used:
             process.send({"readers": way[0], "chunk_nbytes": way[1], "nbytes": share})
-        return float(share * len(used) / max(process.receive()["seconds"] for process in used))
+        with _or_unavailable():
+            return float(share * len(used) / max(process.receive()["seconds"] for process in used))
 
     def close(self) -> None:
         self._stack.close()
@@ -80,3 +83,12 @@ class Raw:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _or_unavailable() -> Iterator[None]:
+    """Killed by somebody, or without memory to read into."""
+    try:
+        yield
+    except WorkerLost as error:
+        raise Unavailable(f"the raw rate of the disk is not known, as its reader was lost: {error}") from None

@@ -12,7 +12,7 @@ from typing import Any
 
 from hermes_mp.bench.board import Unavailable
 from hermes_mp.bench.models import Model
-from hermes_mp.bench.plan import Subject, Wanted
+from hermes_mp.bench.plan import Regime, Subject, Wanted, unit_nbytes
 from hermes_mp.bench.process import WorkerLost, WorkerProcess
 from hermes_mp.host import memory
 
@@ -49,24 +49,36 @@ class Reference:
             self.close()
             return None, None
         finally:
-            if memory.available_nbytes() < 2 * nbytes and self._worker is not None:
-                self._worker.ask("close")  # a row may need that memory
-                self._loaded = False
+            if memory.available_nbytes() < 2 * nbytes:
+                self._unload()  # a row may need that memory
 
     def _measure(self) -> tuple[float | None, float | None]:
         if self._worker is None:
-            settings = worker_settings(self._wanted, self._model, Subject("resident"))
+            settings = worker_settings(self._wanted, self._model, Subject("resident"), Regime())
             self._worker = WorkerProcess(worker_words(settings | {"unmapped": True}))
-            self._worker.ask("open")
+            self._ask("open")
         if not self._loaded:
-            self._worker.ask("first")
+            self._ask("first")
             self._loaded = True
-        first = self._worker.ask("first")
-        if "failed" in first:
-            raise WorkerLost(first["failed"])
+        first = self._ask("first")
         count = self._wanted.new_tokens if first["kind"] == "tokens" else AGAIN
-        again = self._worker.ask("steady", count)
+        again = self._ask("steady", count)
         return first["seconds"] - first["load_s"], statistics.median(again["each"])
+
+    def _ask(self, do: str, *arguments: object) -> dict[str, Any]:
+        assert self._worker is not None
+        answer = self._worker.ask(do, *arguments)
+        if "failed" in answer:
+            raise WorkerLost(answer["failed"])
+        return answer
+
+    def _unload(self) -> None:
+        if self._worker is not None:
+            try:
+                self._ask("close")
+            except WorkerLost:
+                self.close()
+        self._loaded = False
 
     def close(self) -> None:
         if self._worker is not None:
@@ -80,7 +92,7 @@ class Reference:
         self.close()
 
 
-def worker_settings(wanted: Wanted, model: Model, subject: Subject) -> dict[str, Any]:
+def worker_settings(wanted: Wanted, model: Model, subject: Subject, regime: Regime) -> dict[str, Any]:
     """What a worker is told of a row."""
     context = None
     if model.is_of_words:
@@ -96,7 +108,7 @@ def worker_settings(wanted: Wanted, model: Model, subject: Subject) -> dict[str,
         "batch": wanted.batch,
         "threads": wanted.threads,
         "dtype": wanted.dtype,
-        "room": wanted.slot,
+        "room": unit_nbytes(subject.backend, regime, wanted.slot, model.facts.nbytes),
         "itemsize": model.facts.nbytes / model.facts.parameters,
     }
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from hermes_mp.bench import plots
-from hermes_mp.bench.journal import Journal
+from hermes_mp.bench.journal import Journal, writing
 from hermes_mp.bench.measure import timeline_subjects
 from hermes_mp.bench.models import Model
 from hermes_mp.bench.plan import Group, Wanted
@@ -45,15 +45,20 @@ class Report:
             return
         lines = [json.dumps(asdict(row)) for group in self._wanted.groups() for row in self.rows(group)]
         part = self._folder / f".{RESULTS}"
-        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        part.replace(self._folder / RESULTS)
+        with writing(part):
+            part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            part.replace(self._folder / RESULTS)
 
     def write(self, with_plots: bool, say: Callable[[str], None]) -> list[Path]:
-        """Everything; the files made. The pictures stand in the report."""
+        """Everything; the files made. The pictures stand in the report. Raises WriteFailed."""
         if self._folder is None:
             return []
+        with writing(self._folder):
+            return self._write(self._folder, with_plots, say)
+
+    def _write(self, folder: Path, with_plots: bool, say: Callable[[str], None]) -> list[Path]:
         self.write_results()
-        made = [self._folder / REPORT, self._folder / RESULTS]
+        made = [folder / REPORT, folder / RESULTS]
         pyplot = plots.load_pyplot() if with_plots else None
         parts = [self.head()]
         for group in self._wanted.groups():
@@ -71,7 +76,7 @@ class Report:
                 made += drawn
                 parts += [f"![{path.stem}]({path.name})\n" for path in drawn if path.suffix == ".png"]
         parts.append(LEGEND + "\n")
-        (self._folder / REPORT).write_text("\n".join(parts), encoding="utf-8")
+        (folder / REPORT).write_text("\n".join(parts), encoding="utf-8")
         return made
 
     def head(self) -> str:

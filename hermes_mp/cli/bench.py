@@ -39,12 +39,15 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     wanted = wanted_of(options)
     from hermes_mp.bench import plots
     from hermes_mp.bench.board import undo_when_ended
-    from hermes_mp.bench.journal import Journal
+    from hermes_mp.bench.journal import Journal, writing
     from hermes_mp.bench.measure import Bench, Peers
-    from hermes_mp.bench.models import default_folder, open_model
+    from hermes_mp.bench.models import check_model, default_folder, open_model
     from hermes_mp.bench.report import MEASUREMENTS, Report
 
     folder: Path | None = options.report
+    models: Path = options.models or default_folder()
+    for name in wanted.models:
+        check_model(name, models)  # a wrong name is said now, not after an hour
     with_plots = folder is not None and not options.no_plots
     if with_plots:
         plots.load_pyplot()  # that it is missing is said now, not after an hour
@@ -57,12 +60,15 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     if folder is not None and not options.resume:
         for group in wanted.groups():
             for path in folder.glob(f"{group.word}-*.trace.json"):  # of an earlier run: not drawn again
-                path.unlink()
+                with writing(path):
+                    path.unlink(missing_ok=True)
     many = {name: value for name, value in asdict(wanted).items() if name != "rounds"}  # more may be asked for later
     header = {"wanted": many, "peers": {name: str(value) for name, value in asdict(others).items()}}
     journal = Journal(folder / MEASUREMENTS if folder is not None else None, header, options.resume)
     report = Report(wanted, journal, folder, shlex.join(["hermes-bench", *words]))
     say = _silent if options.quiet else _say
+    if journal.kept_as is not None:
+        _say(f"the measurements that were in {folder} are now {journal.kept_as.name}; --resume would have gone on")
     undo_when_ended()
     code = 0
     shown: set[str] = set()
@@ -71,14 +77,18 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
         bench = Bench(wanted, journal, others, say, folder if with_plots else None)
         for group in wanted.groups():
             if group.model not in report.models:
-                report.models[group.model] = open_model(group.model, options.models or default_folder(), say)
+                report.models[group.model] = open_model(group.model, models, say)
             bench.run(group, report.models[group.model])
             print(report.group(group), flush=True)
             shown.add(group.label)
             report.write_results()
-    except (SystemExit, KeyboardInterrupt) as ended:
-        code = ended.code if isinstance(ended, SystemExit) and isinstance(ended.code, int) else 128 + signal.SIGINT
-        print("hermes-bench: interrupted; this is what was measured", file=sys.stderr)
+    except (SystemExit, KeyboardInterrupt, HermesError) as ended:
+        if isinstance(ended, HermesError):
+            code, why = ended.exit_code, ended.line()
+        else:
+            code = ended.code if isinstance(ended, SystemExit) and isinstance(ended.code, int) else 128 + signal.SIGINT
+            why = "interrupted"
+        print(f"hermes-bench: {why}; this is what was measured", file=sys.stderr)
         for group in wanted.groups():
             if group.label not in shown and (text := report.group(group)):
                 print(text)

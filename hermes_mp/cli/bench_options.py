@@ -38,10 +38,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def wanted_of(options: argparse.Namespace) -> Wanted:
-    """What the arguments ask for. Raises BadOption."""
+    """What the arguments ask for. Raises BadOption, also where that is nothing."""
+    wanted = _wanted_of(options)
+    named = {
+        "--model": wanted.models, "--modes or --peers": wanted.modes + wanted.peers, "--loaders": wanted.loaders,
+        "--memory": wanted.memory, "--disk or --per-reader": tuple(wanted.regimes()), "--cgroup": wanted.cgroups,
+    }  # fmt: skip
+    for flag, values in named.items():
+        if not values:
+            raise BadOption(f"nothing is run: {flag} names nothing", SEE)
+    names = [model.rstrip("/").rpartition("/")[2] for model in wanted.models]  # by which groups and files are called
+    if len(set(names)) < len(names):
+        raise BadOption(f"several models have one name: {', '.join(wanted.models)}", "measure each in a run of its own")
+    return wanted
+
+
+def _wanted_of(options: argparse.Namespace) -> Wanted:
     per_reader = _each(options.per_reader, "--per-reader", "2x, 6x or a number of MB/s", _per_reader)
     return Wanted(
-        models=tuple(part for one in options.model for part in one.split(",") if part),
+        models=_each(",".join(options.model), "--model", "names", str),
         modes=_each(options.modes, "--modes", f"of {', '.join(MODES)}", _one_of(MODES)),
         loaders=_each(options.loaders, "--loaders", f"whole numbers from 1 to {MAX_LOADERS}", _whole(1, MAX_LOADERS)),
         memory=_each(options.memory, "--memory", "sizes such as 700MiB, or none", _size_or_none),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,3 +113,42 @@ def test_what_is_missing_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(board, "CGROUPS", tmp_path)
     with pytest.raises(board.Unavailable, match="no cgroup v1 memory controller"), board.memory_limit(1 << 20):
         pass
+
+
+def test_a_group_that_is_gone_already_is_no_error(tmp_path: Path) -> None:
+    board.remove_group(tmp_path / "gone")
+
+
+def test_a_group_that_cannot_be_removed_is_left_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One whose processes cannot be listed either."""
+    monkeypatch.setattr(board, "EMPTY_S", 0.0)
+    monkeypatch.setattr(board, "GIVE_UP_S", 0.2)
+    (tmp_path / "child").mkdir()
+    board.remove_group(tmp_path)
+    assert tmp_path.exists()
+    assert f"{tmp_path} is left behind: Directory not empty" in capfd.readouterr().err
+
+
+def test_a_second_signal_does_not_stop_the_undoing(tmp_path: Path) -> None:
+    """Three of them: the first ends it, the others come in the midst of undoing."""
+    knob = tmp_path / "knob"
+    knob.write_text("8192")
+    code = """
+import os, signal, sys
+from pathlib import Path
+from hermes_mp.bench import board
+board.undo_when_ended()
+with board.setting(Path(sys.argv[1]), "128"):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        print("undone", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(knob)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "undone\n"
+    assert done.returncode == 128 + signal.SIGINT
+    assert knob.read_text() == "8192"

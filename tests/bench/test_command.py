@@ -38,6 +38,12 @@ def results(folder: Path) -> list[dict[str, Any]]:
         (("--rounds", "0"), "argument --rounds: a whole number of at least 1, not '0'"),
         (("--peers", "llama.cpp"), "--peers llama.cpp needs --llama-bench PATH and --gguf PATH"),
         (("--peers", "llama.cpp", "--llama-bench", "/none", "--gguf", "/none"), "--llama-bench /none does not exist"),
+        (("--model", "gpt2-medium,a/gpt2"), "several models have one name: gpt2, gpt2-medium, a/gpt2"),
+        (("--modes", ""), "nothing is run: --modes or --peers names nothing"),
+        (("--loaders", ","), "nothing is run: --loaders names nothing"),
+        (("--memory", ""), "nothing is run: --memory names nothing"),
+        (("--cgroup", " , "), "nothing is run: --cgroup names nothing"),
+        (("--disk", "none"), "nothing is run: --disk or --per-reader names nothing"),
         (("--resume",), "--resume needs the --report of the run to go on with"),
     ],
 )
@@ -49,6 +55,7 @@ def test_what_cannot_be_asked_is_one_line(words: tuple[str, ...], line: str) -> 
 
 
 def test_a_model_that_there_is_not_is_one_line(tmp_path: Path) -> None:
+    assert "nothing is run: --model names nothing" in bench("--model", ",", code=2).stderr
     assert "there is no shape 'gpt9'" in bench("--model", "gpt9", code=10).stderr
     assert "'gpt9'" in bench("make-model", "gpt9", tmp_path / "new", code=10).stderr
 
@@ -83,6 +90,24 @@ def test_all_modes_of_a_decoder_with_pictures(models: Path, tmp_path: Path) -> N
     reads = [event["ts"] for event in events if event["name"].startswith("read unit")]
     begun = next(event["ts"] for event in events if event["name"] == "pass")
     assert min(reads) >= begun, "cold: nothing is read before the pass begins"
+
+
+def test_a_wrong_name_is_said_before_anything_is_measured(models: Path, tmp_path: Path) -> None:
+    done = bench("--model", f"{models / 'mlm'},gpt9", *SMALL, "--report", tmp_path / "out", code=10)
+    assert "there is no shape 'gpt9'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_in_the_middle_leaves_a_report_of_what_was_measured(models: Path, tmp_path: Path) -> None:
+    """The second model cannot be made, as its folder is a file."""
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "out"
+    done = bench("--model", f"{models / 'mlm'},gpt2", "--models", tmp_path / "file", *SMALL, "--modes", "pipeload",
+                 "--no-plots", "--report", out, code=2)  # fmt: skip
+    assert "gpt2 cannot be made: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {row["model"] for row in results(out)} == {"mlm"}
+    assert "## mlm" in (out / "report.md").read_text()
 
 
 def test_encoders_and_images(models: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hermes_mp.bench.plan import MODES, Regime, Subject, Wanted, in_turn
+from hermes_mp.bench.plan import MODES, Regime, Subject, Wanted, in_turn, unit_nbytes
 
 
 def labels(wanted: Wanted) -> list[list[str]]:
@@ -51,3 +51,25 @@ def test_each_round_has_all_rows_and_begins_with_another(number: int) -> None:
     turn = in_turn(subjects, number)
     assert sorted(one.backend for one in turn) == sorted(MODES)
     assert turn[0] == subjects[number % 4]
+
+
+@pytest.mark.parametrize(
+    ("mode", "regime", "slot", "nbytes"),
+    [
+        ("pipeline", Regime(), None, 0),
+        ("sequential", Regime(factor=6.0), None, 0),
+        ("pipeline", Regime(factor=6.0), 3 << 20, 3 << 20),
+        ("pipeload", Regime(), None, None),
+        ("pipeload", Regime(), 3 << 20, 3 << 20),
+        ("pipeload", Regime(total=1e8), None, None),
+        ("pipeload", Regime(factor=6.0), None, 13 << 20),
+        ("pipeload", Regime(per_reader=1e8), None, 13 << 20),
+    ],
+)
+def test_baselines_go_layer_by_layer(mode: str, regime: Regime, slot: int | None, nbytes: int | None) -> None:
+    assert unit_nbytes(mode, regime, slot, 1_340_000_000) == nbytes
+
+
+@pytest.mark.parametrize(("model", "nbytes"), [(10**6, 4 << 20), (12 * 10**9, 64 << 20)])
+def test_units_without_a_planner_have_bounds(model: int, nbytes: int) -> None:
+    assert unit_nbytes("pipeload", Regime(factor=6.0), None, model) == nbytes

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from hermes_mp.bench.journal import GroupNote, Journal, ModelFacts, PeakSample, Sample
-from hermes_mp.bench.plan import Group, Regime, Subject
+from hermes_mp.bench.plan import Group, Regime, Subject, Wanted
+from hermes_mp.bench.report import Report
 from hermes_mp.bench.rows import Row, rows_of
 from hermes_mp.bench.table import COLUMNS, group_text
-from hermes_mp.errors import BadOption
+from hermes_mp.errors import BadOption, WriteFailed
 
 PIPELINE, PIPELOAD = Subject("pipeline", 1), Subject("pipeload", 4, 300_000_000)
 GROUP = Group("m", Regime(total=1e9), None, (PIPELINE, PIPELOAD, Subject("resident")))
@@ -113,8 +114,59 @@ def test_other_measurements_are_not_gone_on_with(tmp_path: Path) -> None:
     Journal(path, HEADER)
     with pytest.raises(BadOption, match="holds other measurements"):
         Journal(path, HEADER | {"models": ["n"]}, resume=True)
-    Journal(path, HEADER | {"models": ["n"]})  # without --resume it begins anew
+    assert Journal(path, HEADER | {"models": ["n"]}).kept_as is None, "there was nothing to lose"
     assert len(path.read_text().splitlines()) == 1
+
+
+def test_what_was_measured_before_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "measurements.jsonl"
+    measured(Journal(path, HEADER))
+    before = path.read_text()
+    for number in (1, 2):
+        again = Journal(path, HEADER)
+        assert again.kept_as == tmp_path / f"measurements.jsonl.{number}"
+        assert len(path.read_text().splitlines()) == 1
+        assert not again.samples
+        measured(again)
+    assert (tmp_path / "measurements.jsonl.1").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no json", b"[]", b"7", b'{"what": "Sample", "group": "g"}', b'{"what": []}', b"\xff",
+        b'{"what": "Sample", "group": "g", "subject": "pipeline-1", "round": 0, "first_s": "long"}',
+        b'{"what": "GroupNote", "group": "g", "text": null}',
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_said(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "measurements.jsonl"
+    measured(Journal(path, HEADER))
+    whole = path.read_bytes() + line + b"\n"
+    path.write_bytes(whole)
+    with pytest.raises(BadOption, match=r"is damaged|cannot be read"):
+        Journal(path, HEADER, resume=True)
+    assert path.read_bytes() == whole
+
+
+def test_a_file_that_lost_its_header_gets_one(tmp_path: Path) -> None:
+    path = tmp_path / "measurements.jsonl"
+    path.write_text('{"what": "hea')
+    measured(Journal(path, HEADER, resume=True))
+    assert len(Journal(path, HEADER, resume=True).samples) == 7
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "measurements.jsonl"
+    path.symlink_to("/dev/full")
+    with pytest.raises(WriteFailed, match="No space left on device"):
+        Journal(path, HEADER)
+    with pytest.raises(WriteFailed, match=r"measurements\.jsonl cannot be written: No such file"):
+        Journal(tmp_path / "none" / "measurements.jsonl", HEADER)
+    report = Report(Wanted(("m",)), Journal(None, HEADER), tmp_path, "hermes-bench")
+    (tmp_path / ".results.jsonl").symlink_to("/dev/full/none")
+    with pytest.raises(WriteFailed, match=r"results\.jsonl cannot be written"):
+        report.write(False, print)
 
 
 def test_rows_are_plain_json() -> None:

@@ -1,0 +1,25 @@
+"""A worker as its parent asks it: how its model is divided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hermes_mp.bench.models import open_model
+from hermes_mp.bench.plan import Regime, Subject, Wanted
+from hermes_mp.bench.process import WorkerProcess
+from hermes_mp.bench.reference import worker_settings, worker_words
+from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.models.prepare import prepare
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "sequential"])
+def test_a_baseline_has_a_slot_for_every_layer(models: Path, tmp_path: Path, mode: str) -> None:
+    """Packed as one unit of 4 MiB this model would be all there at once."""
+    model = open_model(str(models / "gpt2"), tmp_path, print)
+    settings = worker_settings(Wanted((model.facts.name,), tokens=8), model, Subject(mode, 1), Regime(factor=6.0))
+    with WorkerProcess(worker_words(settings), (), {"XDG_CACHE_HOME": str(tmp_path)}) as worker:
+        opened = worker.ask("open")
+    layers = prepare(find_checkpoint(model.directory), "auto", 8, 1).division.list.units
+    assert opened["units"] == opened["slots"] == len(layers) >= 3
