@@ -66,19 +66,24 @@ def gather(
 def _as_it_ran(
     checkpoint: Checkpoint, wanted: ProfilerSettings, model: ModelProfile, memory: int | None, loaders: int | None
 ) -> ModelProfile:
-    """With what compute took in a run of this model, where there was one: that is truer than what the profiler took."""
+    """With what compute took in a launch of this model, where there was one: truer than what the profiler took.
+
+    What it took once started says what it takes before it binds; its peak until then says what a start needs.
+    """
     entry = unitcache.entry_path(
         checkpoint.digest, wanted.dtype, wanted.context, wanted.batch, memory, loaders
     )
     known = unitcache.recall(entry)
-    if known is None:
+    if known is None or not known.start_nbytes:  # a caller's memory, or none of it, is not a launch's
         return model
     sizes = [unit.nbytes for unit in known.units.units]
     for one in model.granularities:
         if [unit.nbytes for unit in one.units] == sizes:
             more = known.base_nbytes - one.base_nbytes
-            corrected = (replace(each, base_nbytes=each.base_nbytes + more) for each in model.granularities)
-            return replace(model, granularities=tuple(corrected))
+            return replace(model, granularities=tuple(
+                replace(each, base_nbytes=max(0, each.base_nbytes + more), start_nbytes=known.start_nbytes)
+                for each in model.granularities
+            ))  # fmt: skip
     return model
 
 

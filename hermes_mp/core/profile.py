@@ -109,6 +109,7 @@ class Granularity:
 
     `base_nbytes`: compute before it binds. `reserve_nbytes`: KV cache and activations at the whole context,
     `use_nbytes` at the tokens that were measured. `rounding_nbytes`: what all slots together may take more.
+    `start_nbytes`: the most that compute takes while it starts, before it has slots; 0 where that is not known.
     """
 
     room: int | None
@@ -118,6 +119,7 @@ class Granularity:
     reserve_nbytes: int
     use_nbytes: int
     units: tuple[UnitCost, ...]
+    start_nbytes: int = 0
 
     @property
     def read_nbytes(self) -> int:
@@ -156,11 +158,12 @@ class ModelProfile:
         document["granularities"] = [
             {
                 "room": one.room,
-                "nbytes": [one.slot_nbytes, one.rounding_nbytes, one.base_nbytes, one.reserve_nbytes, one.use_nbytes],
+                "nbytes": [one.slot_nbytes, one.rounding_nbytes, one.base_nbytes, one.reserve_nbytes, one.use_nbytes,
+                           one.start_nbytes],
                 "units": [[u.nbytes, u.read_nbytes, u.compute_s, u.first_s] for u in one.units],
             }
             for one in self.granularities
-        ]
+        ]  # fmt: skip
         return document
 
     @classmethod
@@ -198,12 +201,12 @@ def _granularity(document: Mapping[str, Any]) -> Granularity:
     ):
         raise ValueError("a unit out of range")
     figures = [int(nbytes) for nbytes in document["nbytes"]]
-    slot, rounding, base, reserve, use = figures
+    slot, rounding, base, reserve, use, start = figures
     if not units or use > reserve or not all(0 <= nbytes < 2**50 for nbytes in figures):
         raise ValueError("a granularity out of range")
     if slot < 1 or (room is not None and int(room) < 1):
         raise ValueError("slots of no bytes")
-    return Granularity(None if room is None else int(room), slot, rounding, base, reserve, use, units)
+    return Granularity(None if room is None else int(room), slot, rounding, base, reserve, use, units, start)
 
 
 def _on_line(points: Sequence[tuple[int, float]], at: int) -> float:

@@ -71,7 +71,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
     with _streamed(made[0], checkpoint) as (model, supply):
         task = open_task(model, checkpoint.directory, {})  # as compute does: what that takes is in the base
         settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values")
-        base = memory.quick(os.getpid()).total_nbytes
+        base, start = memory.quick(os.getpid()).total_nbytes, memory.peak_nbytes(os.getpid())
         supply.fill(_pattern_dtype(made[0].division))
         layered = measure_passes(model, splits[0], supply, wanted.batch, tokens, seconds / 2)
         if not wanted.headers_only:
@@ -90,6 +90,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
                 one.footprint.reserve_nbytes,
                 min(one.footprint.reserve_nbytes, one.footprint.need_nbytes(wanted.batch, tokens, 1)),
                 _units(one.division, layers, splits[0], layered, block_s if room else (0.0, 0.0)),
+                start,
             )
             for room, one, layers, nbytes in zip(rooms, made, splits, pinned, strict=True)
         ),

@@ -12,9 +12,11 @@ from hermes_mp.agents.planning import gather
 from hermes_mp.agents.profiler import ProfilerSettings, profile_in_own_process
 from hermes_mp.core.planner import everything_fits, plan, smallest_budget
 from hermes_mp.core.profile import ASSUMED_DEVICE
+from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import ContextTooLong
-from hermes_mp.host import diskspeed, profilecache
+from hermes_mp.host import diskspeed, profilecache, unitcache
 from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.messages import RunPlan
 
 
 @pytest.fixture(autouse=True)
@@ -114,9 +116,31 @@ def test_what_is_known_is_not_measured_again(tmp_path: Path, cache: Path) -> Non
     assert gather(checkpoint, settings(directory), True, said.append).fresh
     assert gather(checkpoint, settings(directory, tokens=9), False, said.append).model.tokens == 9
     (entry, _) = (cache / "profiles").iterdir()
-    for damaged in ("{", "[]", '{"format": 1, "profile": {}}', '{"format": 0}'):
+    for damaged in ("{", "[]", '{"format": 2, "profile": {}}', '{"format": 0}'):
         entry.write_text(damaged)
         assert profilecache.recall_model(entry) is None
+
+
+@pytest.mark.parametrize("start_mib", [0, 900])
+def test_what_a_launch_took_is_truer(tmp_path: Path, cache: Path, start_mib: int) -> None:
+    """Its base corrects the base, its peak while starting only the start; a caller's (without one) is not asked."""
+    directory = gpt2(tmp_path / "gpt2")
+    checkpoint = find_checkpoint(directory)
+    first = gather(checkpoint, settings(directory), False, quiet).model
+    (layers,) = first.granularities
+    assert layers.start_nbytes > layers.base_nbytes / 2
+    files = tuple(UnitFile(str(file.path), file.nbytes) for file in checkpoint.files)
+    units = UnitList(files, tuple(UnitSpec(unit.nbytes, ()) for unit in layers.units))
+    base, start = layers.base_nbytes + (7 << 20), start_mib << 20
+    entry = unitcache.Remembered(units, base, start, layers.reserve_nbytes, RunPlan(1))
+    path = unitcache.entry_path(checkpoint.digest, "auto", 32, 1, None, None)
+    unitcache.remember(path, entry)
+    assert unitcache.recall(path) == entry
+    (found,) = gather(checkpoint, settings(directory), False, quiet).model.granularities
+    if start:
+        assert (found.base_nbytes, found.start_nbytes) == (base, start)
+    else:
+        assert found == layers
 
 
 def test_a_damaged_device_entry_is_no_entry(cache: Path) -> None:
@@ -124,5 +148,5 @@ def test_a_damaged_device_entry_is_no_entry(cache: Path) -> None:
     assert profilecache.recall_device(path) is None
     profilecache.remember(path, ASSUMED_DEVICE)
     assert profilecache.recall_device(path) == ASSUMED_DEVICE
-    path.write_text('{"format": 1, "profile": {"rates": []}}')
+    path.write_text('{"format": 2, "profile": {"rates": []}}')
     assert profilecache.recall_device(path) is None

@@ -16,7 +16,9 @@ sizes = st.integers(0, 2**40)
 some = st.integers(1, 2**40)
 units = st.builds(UnitCost, sizes, sizes, seconds, seconds)
 granularities = st.builds(
-    lambda room, slot, base, use, more, units: Granularity(room, slot, base, base, use + more, use, tuple(units)),
+    lambda room, slot, base, use, more, units: Granularity(
+        room, slot, base, base, use + more, use, tuple(units), base + more
+    ),
     st.none() | some, some, sizes, sizes, sizes, st.lists(units, min_size=1, max_size=3),
 )  # fmt: skip
 models = st.builds(
@@ -46,15 +48,14 @@ def test_a_device_profile_comes_back() -> None:
         assert DeviceProfile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
 
 
-
 GOOD = ModelProfile(
     (Granularity(None, 8, 0, 1, 1, 1, (UnitCost(8, 8, 0.1, 0.1),)),), 0.1, 0.1, 8, 8, 1, 1, 1, True, 1
 ).to_json()
-NO_UNITS = {"room": None, "nbytes": [8, 0, 1, 1, 1], "units": []}
-NEGATIVE = {"room": None, "nbytes": [8, 0, 1, 1, 1], "units": [[8, 8, -1.0, 0.1]]}
-NO_SLOT = {"room": None, "nbytes": [0, 0, 1, 1, 1], "units": [[8, 8, 0.1, 0.1]]}
-NOT_READ = {"room": None, "nbytes": [8, 0, 1, 1, 1], "units": [[8, -8, 0.1, 0.1]]}
-NO_ROOM = {"room": 0, "nbytes": [8, 0, 1, 1, 1], "units": [[8, 8, 0.1, 0.1]]}
+NO_UNITS = {"room": None, "nbytes": [8, 0, 1, 1, 1, 0], "units": []}
+NEGATIVE = {"room": None, "nbytes": [8, 0, 1, 1, 1, 0], "units": [[8, 8, -1.0, 0.1]]}
+NO_SLOT = {"room": None, "nbytes": [0, 0, 1, 1, 1, 0], "units": [[8, 8, 0.1, 0.1]]}
+NOT_READ = {"room": None, "nbytes": [8, 0, 1, 1, 1, 0], "units": [[8, -8, 0.1, 0.1]]}
+NO_ROOM = {"room": 0, "nbytes": [8, 0, 1, 1, 1, 0], "units": [[8, 8, 0.1, 0.1]]}
 
 
 @pytest.mark.parametrize(
