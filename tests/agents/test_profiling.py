@@ -121,6 +121,34 @@ def test_what_is_known_is_not_measured_again(tmp_path: Path, cache: Path) -> Non
         assert profilecache.recall_model(entry) is None
 
 
+def test_a_device_is_measured_by_a_file_of_the_hubs_cache_alone(
+    tmp_path: Path, large_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all that lay beside the cache was walked, a home directory or a whole disk, and any file of it read."""
+    checkpoint = find_checkpoint(gpt2(tmp_path / "gpt2"))
+    place = tmp_path / "home" / "hub"
+    place.parent.mkdir()
+    (place.parent / "private").symlink_to(large_file)
+    os.link(large_file, place.parent / "other")
+    said: list[str] = []
+
+    def planned() -> bool:
+        return gather(checkpoint, settings(checkpoint.directory), False, said.append, place).device.assumed
+
+    assert planned(), "the cache does not exist"
+    place.mkdir()
+    (place / "link").symlink_to(large_file)
+    (place / "beside").symlink_to(place.parent)
+    os.link(large_file, place / "blob.incomplete")
+    assert planned(), "the cache holds nothing to measure by"
+    assert "measuring the disk" not in said
+    monkeypatch.setattr("hermes_mp.agents.planning.DEVICE_S", 0.1)
+    (place / "blobs").mkdir()
+    os.link(large_file, place / "blobs" / "blob")
+    assert not planned()
+    assert "measuring the disk" in said
+
+
 @pytest.mark.parametrize("start_mib", [0, 900])
 def test_what_a_launch_took_is_truer(tmp_path: Path, cache: Path, start_mib: int) -> None:
     """Its base corrects the base, its peak while starting only the start; a caller's (without one) is not asked."""
