@@ -76,8 +76,8 @@ def recall(path: Path) -> Remembered | None:
         plan = RunPlan(loaders, window, chunk_nbytes, bool(direct), int(forecast_us), str(source))
         if not 0 <= plan.loaders <= MOST_LOADERS or min(plan.window, plan.chunk_nbytes) < 0:
             return None
-        nbytes = [int(document[name]) for name in ("base_nbytes", "start_nbytes", "reserve_nbytes")]
-        return None if min(nbytes) < 0 else Remembered(units, *nbytes, plan)
+        base, start, reserve = (int(document[name]) for name in ("base_nbytes", "start_nbytes", "reserve_nbytes"))
+        return None if min(base, start, reserve) < 0 else Remembered(units, base, start, reserve, plan)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, BadMessage):
         return None
 

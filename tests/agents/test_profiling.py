@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -40,16 +41,46 @@ def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_device_is_measured_every_way(large_file: Path) -> None:
-    found = diskspeed.measure_device(large_file, 0.3)
+def test_a_device_is_measured_every_way_there_is_time_for(large_file: Path) -> None:
+    found = diskspeed.measure_device(large_file, 1.0)
     assert found is not None
     assert not found.assumed
     ways = {(rate.readers, rate.chunk_nbytes, rate.direct) for rate in found.rates}
-    buffered = {(readers, diskspeed.BUFFERED_CHUNK, False) for readers in diskspeed.BUFFERED_READERS}
-    assert buffered <= ways
-    assert len(ways) in (len(buffered), len(buffered) + len(diskspeed.READERS) * len(diskspeed.CHUNKS))
+    assert len(ways) == len(found.rates)
+    assert ways <= set(diskspeed.WAYS)
+    assert (1, diskspeed.CHUNKS[0], True) in ways or all(not direct for _, _, direct in ways)
     assert all(1e6 < rate.nbytes_per_s < 1e12 for rate in found.rates)
     assert 0 < found.read_s < 1
+
+
+def test_without_time_one_way_is_measured(large_file: Path) -> None:
+    """Once every way had its least number of bytes, whatever they took: 20 seconds of an SD card."""
+    found = diskspeed.measure_device(large_file, 0.0)
+    assert found is not None
+    (rate,) = found.rates
+    assert (rate.readers, rate.chunk_nbytes) == (1, diskspeed.CHUNKS[0])
+
+
+def test_every_way_is_in_the_order_once() -> None:
+    direct = set(itertools.product(diskspeed.READERS, diskspeed.CHUNKS, (True,)))
+    buffered = {(readers, diskspeed.BUFFERED_CHUNK, False) for readers in diskspeed.BUFFERED_READERS}
+    assert len(diskspeed.WAYS) == len(direct | buffered)
+    assert set(diskspeed.WAYS) == direct | buffered
+
+
+@pytest.mark.parametrize(
+    ("rates", "readers", "worth"),
+    [
+        ({}, 1, True), ({1: 100}, 2, True), ({1: 100, 2: 101}, 3, True), ({1: 100, 2: 101, 3: 102}, 4, False),
+        ({1: 100, 2: 100, 3: 104}, 4, True), ({1: 100, 2: 150, 3: 170, 4: 152}, 6, False), ({1: 100, 2: 90}, 6, True),
+    ],
+)  # fmt: skip
+def test_more_readers_are_tried_while_two_more_bring_something(
+    rates: dict[int, float], readers: int, worth: bool
+) -> None:
+    found = {(count, 1 << 20, True): [rate] for count, rate in rates.items()}
+    others = {(count, 1 << 20, False): [1.0] for count in (1, 2, 3, 4, 6)}
+    assert diskspeed.worth_trying((readers, 1 << 20, True), {**found, **others}) == worth
 
 
 def test_a_small_file_tells_nothing(tmp_path: Path) -> None:
