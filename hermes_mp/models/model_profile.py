@@ -68,10 +68,11 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
     pinned = [sum({bound.source: bound.source.info.nbytes for bound in one.division.pinned}.values()) for one in made]
     say("measuring how long its layers take")
     beside = (0.0, 0.0)
+    started = memory.peak_nbytes(os.getpid())  # before there is an arena: its pages count in the peak
     with _streamed(made[0], checkpoint) as (model, supply):
         task = open_task(model, checkpoint.directory, {})  # as compute does: what that takes is in the base
         settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values")
-        base, start = memory.quick(os.getpid()).total_nbytes, memory.peak_nbytes(os.getpid())
+        base = memory.quick(os.getpid()).total_nbytes
         supply.fill(_pattern_dtype(made[0].division))
         layered = measure_passes(model, splits[0], supply, wanted.batch, tokens, seconds / 2)
         if not wanted.headers_only:
@@ -90,7 +91,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
                 one.footprint.reserve_nbytes,
                 min(one.footprint.reserve_nbytes, one.footprint.need_nbytes(wanted.batch, tokens, 1)),
                 _units(one.division, layers, splits[0], layered, block_s if room else (0.0, 0.0)),
-                start,
+                max(started, base),
             )
             for room, one, layers, nbytes in zip(rooms, made, splits, pinned, strict=True)
         ),
