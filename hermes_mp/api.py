@@ -1,6 +1,7 @@
 """`load`: a transformers model for inference whose weights stream in, with this process as the compute agent.
 
-The daemon is this process's child and ends with it. No signal handler is touched; the only threads are ZeroMQ's.
+The daemon is this process's child and ends with it. No signal handler is touched; beside ZeroMQ's threads there is one
+that hears, between calls, what the daemon wants back.
 Dropping the model, leaving `with`, or the end of the interpreter ends everything behind it.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from hermes_mp.agents.daemon import COMPUTE
 from hermes_mp.agents.quarters import make_arena
-from hermes_mp.agents.supplying import LinkedSupply
+from hermes_mp.agents.supplying import LinkedSupply, listen
 from hermes_mp.config import RunConfig
 from hermes_mp.errors import DaemonLost, revived
 from hermes_mp.host import memory as host_memory
@@ -73,6 +74,7 @@ def load(
     except BaseException:
         behind.close()
         raise
+    behind.listen()
     made._hermes_closer = weakref.finalize(made, behind.close)
     return made
 
@@ -118,7 +120,7 @@ class _Behind:
 
     def __init__(self, config: RunConfig, checkpoint: Checkpoint, private: dict[str, Any]) -> None:
         self._pid = os.getpid()
-        self._closed = False
+        self._closed = threading.Event()
         self.lock = threading.RLock()  # whoever holds it may use the link
         self._death = DeathPipe()
         self._arena = make_arena(config.memory)
@@ -154,11 +156,16 @@ class _Behind:
             self._stop_daemon()
             raise
 
+    def listen(self) -> None:
+        """From now on the daemon is heard between calls, too."""
+        words = (self.supply, self.lock, self._closed)
+        threading.Thread(target=listen, args=words, name="hermes: listener", daemon=True).start()
+
     def close(self) -> None:
         """End the daemon and all behind it; harmless when repeated, and in a fork of this process."""
-        if self._closed or os.getpid() != self._pid:
+        if self._closed.is_set() or os.getpid() != self._pid:
             return
-        self._closed = True
+        self._closed.set()
         self._death.close()  # a call that runs in another thread now ends with DaemonLost
         if self.lock.acquire(timeout=LEAVE_S):
             try:

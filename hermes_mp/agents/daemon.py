@@ -412,7 +412,8 @@ class Daemon:
         before, self.plan = self.plan, replace(plan, loaders=plan.loaders or self.plan.loaders)
         self.slots.loaders = self.plan.loaders
         for number, epoch in self.crew.resize(self.plan.loaders):
-            self.hub.send(Peer("loader", number, epoch), StopLoader())
+            if not self.hub.send(Peer("loader", number, epoch), StopLoader()):
+                self.crew.kill(number, epoch)  # not connected yet: it would work, uncounted, once it is
         if (before.chunk_nbytes, before.direct) != (self.plan.chunk_nbytes, self.plan.direct):
             for peer in self._started:
                 self._name_files(peer)

@@ -6,6 +6,7 @@ caller's own process, by `hermes_mp.load`; it neither knows which nor imports to
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -38,6 +39,21 @@ from hermes_mp.messages import (
 
 LOOK_S = 0.05  # a resident that is recalled goes within this time and one unit's
 TURN_S = 0.5  # how long one wait for a message lasts; a lost daemon ends it at once
+
+
+def listen(supply: LinkedSupply, lock: threading.RLock, closed: threading.Event) -> None:
+    """Hear the daemon while nobody else does, until `closed`: between calls, too, residents are recalled.
+
+    For a thread in the caller's process; whoever holds the lock may use the supply.
+    """
+    while not closed.wait(TURN_S):
+        if lock.acquire(blocking=False):
+            try:
+                supply.hear()
+            except HermesError:
+                return  # the next call will meet the same
+            finally:
+                lock.release()
 
 
 class LinkedSupply:
@@ -181,6 +197,11 @@ class LinkedSupply:
             if isinstance(action, GiveUp):
                 raise revived(action.exit_code, action.text)
             self._send(action.message)
+
+    def hear(self) -> None:
+        """Handle what has come; DaemonLost once nothing can."""
+        while self._receive(0.0):
+            pass
 
     def _receive(self, timeout_s: float = TURN_S) -> bool:
         """Handle the next message; False where none came in time."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from hermes_mp.core.header import TensorInfo
 from hermes_mp.errors import BudgetTooSmall, UnsupportedCheckpoint
@@ -54,7 +55,8 @@ def split_rows(rows: int, row_nbytes: int, room: int, multiple: int = 64) -> lis
     """Split `rows` rows into equal blocks [first, last) of a multiple of `multiple` rows; the last may be shorter.
 
     A block fits `room` bytes of a slot wherever it begins in the file. Blocks are as few and as equal as that allows:
-    blocks of a multiple of 64 rows gave the same bits as the whole matrix, ragged ones did not.
+    blocks of a multiple of 64 rows gave the same bits as the whole matrix, ragged ones did not, nor did (in fp32) a
+    last one of a few rows; so the last one has 64 rows or more, where the room is enough for that.
     """
     fitting = (room - 2 * ALIGN) // row_nbytes if row_nbytes else rows
     if rows <= fitting:
@@ -66,7 +68,16 @@ def split_rows(rows: int, row_nbytes: int, room: int, multiple: int = 64) -> lis
     all_steps = -(-rows // multiple)
     blocks = -(-all_steps // steps)
     block = -(-all_steps // blocks) * multiple
-    return [(first, min(first + block, rows)) for first in range(0, rows, block)]
+    edges = [*range(0, rows, block), rows]
+    if edges[-1] - edges[-2] < multiple < edges[-2] - edges[-3]:
+        edges[-2] -= multiple
+    return list(pairwise(edges))
+
+
+def whole_rows(rows: int, fitting: int, multiple: int) -> int:
+    """How many of `rows` rows to cut off where `fitting` would fit: a multiple, that leaves `multiple` or more."""
+    cut = fitting // multiple * multiple
+    return max(0, cut - multiple) if 0 < rows - cut < multiple else cut
 
 
 def _merged(spans: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

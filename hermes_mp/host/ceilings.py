@@ -155,11 +155,23 @@ def _cgroups(root: str) -> Iterator[tuple[str, int]]:
             continue
         if path is None:
             continue
-        inner = os.path.relpath(path, top) if path.startswith(top) else "."
+        top, mount = _plain(top), _plain(mount)
+        inner = os.path.relpath(path, top) if _is_inside(path, top) else "."
         folder = os.path.normpath(os.path.join(mount, inner))
-        while folder.startswith(mount):
+        while _is_inside(folder, mount):
             yield root + folder, version
+            if folder == mount:
+                break
             folder = os.path.dirname(folder)
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return os.path.commonpath((path, folder)) == folder
+
+
+def _plain(path: str) -> str:
+    """As mountinfo writes it, with blanks and the like in octal, to what it is."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _lines(path: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hermes_mp.core.header import TensorInfo, rows_of
-from hermes_mp.core.layout import ALIGN, Layout, lay_out, split_rows
+from hermes_mp.core.layout import ALIGN, Layout, lay_out, split_rows, whole_rows
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.models.division import ROWS_MULTIPLE, Block, Matrix, Piece
 from hermes_mp.models.skeleton import Skeleton
@@ -56,7 +56,7 @@ class _Packing:
 
     def choose_room(self, pieces: list[Piece], matrices: list[Matrix]) -> None:
         largest = max((self._lay_out(_tensors(piece)).nbytes for piece in pieces), default=0)
-        widest = max((min(ROWS_MULTIPLE, m.source.info.shape[0]) * m.row_nbytes for m in matrices), default=0)
+        widest = max((_least_rows(m.source.info.shape[0]) * m.row_nbytes for m in matrices), default=0)
         largest = max(largest, widest + 4 * ALIGN)
         if self._fills:
             self._room = max(self._room, largest)
@@ -107,7 +107,7 @@ class _Packing:
         taken = self._lay_out(self._tensors).nbytes if self._tensors else 0
         fitting = min(rows, max(0, self._room - taken) // matrix.row_nbytes)
         while fitting > 0:
-            fitting = rows if fitting >= rows else fitting // ROWS_MULTIPLE * ROWS_MULTIPLE
+            fitting = rows if fitting >= rows else whole_rows(rows, fitting, ROWS_MULTIPLE)
             part = rows_of(matrix.source.info, first, first + fitting) if fitting else None
             if part is None or self._lay_out([*self._tensors, (matrix.source.file, part)]).nbytes <= self._room:
                 break
@@ -124,6 +124,11 @@ class _Packing:
 
     def _lay_out(self, tensors: Tensors) -> Layout:
         return lay_out(list(set(tensors)), self._files)
+
+
+def _least_rows(rows: int) -> int:
+    """So many rows a unit must have room for: 64, and a remainder that may not be a block of its own."""
+    return rows if rows < ROWS_MULTIPLE else ROWS_MULTIPLE + rows % ROWS_MULTIPLE
 
 
 def _tensors(piece: Piece) -> Tensors:

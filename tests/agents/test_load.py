@@ -159,11 +159,15 @@ def test_no_signal_handler_of_the_caller_is_touched(gpt2: Path) -> None:
     assert wakeup == -1
 
 
-def test_no_thread_is_started(gpt2: Path) -> None:
+def test_one_thread_is_started_and_ends_with_the_model(gpt2: Path) -> None:
     before = set(threading.enumerate())
     with load(gpt2, loaders=1) as model:
         model(**INPUTS)
-        assert set(threading.enumerate()) == before
+        [listener] = set(threading.enumerate()) - before
+        assert listener.daemon
+        assert listener.name == "hermes: listener"
+    listener.join(5.0)
+    assert not listener.is_alive()
 
 
 def test_load_in_a_thread_that_ends(gpt2: Path, expected: torch.Tensor) -> None:

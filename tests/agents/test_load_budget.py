@@ -49,7 +49,7 @@ def test_the_named_budget_is_the_smallest(loaders: int, context: int, batch: int
 
 def test_what_is_reserved_shows_in_the_smallest_budget(gpt2: Path) -> None:
     least = smallest(gpt2, loaders=1, count_caller=False)
-    assert smallest(gpt2, loaders=2, count_caller=False) >= least + 13
+    assert smallest(gpt2, loaders=2, count_caller=False) >= least + 12  # both are rounded
     assert smallest(gpt2, loaders=1, count_caller=False, batch=64) > least
     caller = memory.quick(psutil.Process().pid).total_nbytes >> 20
     assert abs(smallest(gpt2, loaders=1) - least - caller) < 16

@@ -76,7 +76,7 @@ def test_auto_takes_all_units_in_where_the_machine_can_spare_it(models: Path, ho
 
 def test_auto_in_a_small_cgroup(models: Path, home: Path, memory_cgroup: Path) -> None:
     """Too small: one line with the budget that would do. That much, and the reserve: it runs, and nobody is killed."""
-    limit(memory_cgroup, 400)
+    limit(memory_cgroup, 280)
     refused = launch(home, "--model", models / "big", *ARGUMENTS, cgroup=memory_cgroup)
     assert refused.code == 16
     assert refused.object["error"]["line"] == refused.line

@@ -126,7 +126,7 @@ OPTIONS: dict[str, tuple[tuple[object, ...], int, str]] = {
     "no loaders": (("--loaders", 0), 2, r"--loaders takes auto or a whole number from 1 to 64, not '0'"),
     "too many loaders": (("--loaders", 65), 2, r"--loaders takes auto or a whole number from 1 to 64, not '65'"),
     "unknown flag": (("--loader", 3), 2, r"unknown argument '--loader', did you mean --loaders\?"),
-    "ambiguous size": (("--memory", "3G"), 2, r"--memory takes a size such as 700MiB"),
+    "ambiguous size": (("--memory", "3G"), 2, r"--memory takes auto, none, a size such as 700MiB"),
     "unknown key": (("run.toml",), 2, r"run\.toml has an unknown key 'loadrs'; the nearest is 'loaders'"),
     "no launch file": (("none.toml",), 2, r"none\.toml cannot be read: No such file"),
     "no directory for the trace": (("--trace", "none/trace.json"), 2, r"the trace none/trace\.json cannot be written"),

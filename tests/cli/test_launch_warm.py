@@ -16,6 +16,7 @@ import pytest
 from launching import Ended, launch
 from test_launch_shows import events
 
+NO_LIMIT = ("--memory", "none")  # then there is one slot more than loaders
 PROMPT = ("--prompt", "the ship", "--max-new-tokens", 4, "--json")
 DAMAGES = ("garbage", "no number", "another model's", "too large", "another order", "fewer", "shifted")
 
@@ -141,7 +142,7 @@ def test_a_cache_that_cannot_be_written(models: Path, home: Path, remembered: tu
 def test_nothing_is_read_that_no_pass_needs(models: Path, home: Path, model: str, asked: Any, passes: int) -> None:
     """Two slots: after the last pass they would hold the first units of the next one, if one was expected."""
     trace = home.with_name("trace.json")
-    ended = launch(home, "--model", models / model, *asked, "--loaders", 1, "--trace", trace, "--json")
+    ended = launch(home, "--model", models / model, *asked, *NO_LIMIT, "--loaders", 1, "--trace", trace, "--json")
     report = ended.object["report"]
     assert (report["passes"]["count"], report["slots"]) == (passes, 2)
     assert report["read_nbytes_unused"] == 0
@@ -159,7 +160,7 @@ def test_a_head_that_no_pass_uses_is_not_read(home: Path, tmp_path: Path) -> Non
     model = tmp_path / "deep"
     model.mkdir()
     bert(model, "BertForMaskedLM", hidden_size=128, num_hidden_layers=6, intermediate_size=256, vocab_size=4096)
-    ended = launch(home, "--model", model, "--loaders", 2, "--json", stdin="the ship\ncold water\nstones\n")
+    ended = launch(home, "--model", model, *NO_LIMIT, "--loaders", 2, "--json", stdin="the ship\ncold water\nstones\n")
     report = ended.object["report"]
     assert [answer["task"] for answer in ended.object["answers"]] == ["embedding"] * 3
     assert (report["passes"]["count"], report["slots"]) == (3, 3)

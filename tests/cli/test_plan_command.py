@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -97,7 +98,9 @@ def test_too_small_a_budget_names_the_smallest(models: Path, planned: dict[str, 
     refused = Planned(*words, "--memory", "64MiB")
     assert refused.code == BudgetTooSmall.exit_code
     smallest = planned["plans"][0]["budget_nbytes"]
-    assert f"smallest budget for this model, context and batch is {smallest // MIB} MiB" in refused.err
+    found = re.search(r"smallest budget for this model, context and batch is ([0-9]+) MiB", refused.err)
+    assert found, refused.err
+    assert abs(int(found[1]) - smallest // MIB) <= 4  # it was measured in another process
     assert Planned(*words, "--memory", smallest, "--json").object["error"] is None
     as_object = Planned(*words, "--memory", "64MiB", "--json")
     assert as_object.object["error"]["exit_code"] == as_object.code == BudgetTooSmall.exit_code

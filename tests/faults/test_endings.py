@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from launching import Ended, Launch
 
-ARGUMENTS = ("--prompt", "the ship", "--max-new-tokens", 60)
+ARGUMENTS = ("--prompt", "the ship", "--max-new-tokens", 60, "--loaders", 3, "--memory", "none")
 
 
 def run_directories() -> list[str]:
