@@ -151,10 +151,13 @@ class Daemon:
     def start(self) -> None:
         """Where the units are known from an earlier run, let the loaders read at once; then spawn compute."""
         known = unitcache.recall(self._cache)
-        if known is not None and self._is_of_this_checkpoint(known.units):
+        ours = known is not None and (known.start_nbytes or self.settings.has_caller)  # a caller's base is its own
+        if known is not None and ours and self._is_of_this_checkpoint(known.units):
             try:
                 self._follow(known.plan)
-                self._adopt(known.units, self._needs(known.base_nbytes, known.reserve_nbytes), remembered=True)
+                # While compute starts the slots fill, so what it takes then must have room beside them.
+                base = max(known.base_nbytes, known.start_nbytes - known.reserve_nbytes)
+                self._adopt(known.units, self._needs(base, known.reserve_nbytes), remembered=True)
             except HermesError:
                 self.mind = None  # compute's own figures will tell; a guess refuses nobody
         if not self.settings.has_caller:
@@ -387,8 +390,8 @@ class Daemon:
         except HermesError as error:
             self.end(error)
             return
-        base = max(message.base_nbytes, needs.start - message.reserve_nbytes)  # the next start must have room, too
-        unitcache.remember(self._cache, unitcache.Remembered(units, base, message.reserve_nbytes, self.plan))
+        entry = unitcache.Remembered(units, message.base_nbytes, needs.start, message.reserve_nbytes, self.plan)
+        unitcache.remember(self._cache, entry)
         if self.settings.loaders is None:
             unitcache.remember_loaders(str(self.settings.checkpoint.directory), self.plan.loaders)
         self.divided = True

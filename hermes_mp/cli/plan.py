@@ -87,7 +87,9 @@ def _directory(
     if not hub.is_hub_id(model):
         return hub.resolve(model, say), None
     say(f"asking the hub for the headers of {model}")
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hermes-plan-")))
+    with hub.writing_to(os.environ.get("TMPDIR") or "/tmp"):  # what none can be made in is not named by the error
+        temporary = tempfile.TemporaryDirectory(prefix="hermes-plan-", ignore_cleanup_errors=True)
+    folder = Path(stack.enter_context(temporary))
     found = hub.outline(model, folder)
     return (found, hub.cache_place()) if found == folder else (found, None)
 

@@ -158,7 +158,7 @@ def everything_fits(model: ModelProfile, loaders: int | None = None) -> int:
     count = loaders or 1
     fastest = min(one.compute_s for one in model.granularities)
     return min(
-        needs(one, count).total + one.rounding_nbytes + len(one.units) * slot_cost(one.slot_nbytes, count)
+        needs(one, count).least(one.rounding_nbytes + len(one.units) * slot_cost(one.slot_nbytes, count))
         for one in model.granularities
         if one.compute_s + model.other_s <= (fastest + model.other_s) * (1 + TOLERANCE / 2)
     )
@@ -171,7 +171,9 @@ def shares(budget: int | None, one: Granularity, loaders: int) -> Share:
 
 def needs(one: Granularity, loaders: int) -> Needs:
     """What the daemon will leave beside the slots."""
-    return Needs(DAEMON_NBYTES, LOADER_NBYTES * loaders, one.base_nbytes, one.reserve_nbytes)
+    return Needs(
+        DAEMON_NBYTES, LOADER_NBYTES * loaders, one.base_nbytes, one.reserve_nbytes, start=one.start_nbytes
+    )  # fmt: skip
 
 
 def table(
@@ -192,7 +194,7 @@ def table(
 
 def _least(one: Granularity, loaders: int) -> int:
     slots = min(MIN_SLOTS, len(one.units)) * slot_cost(one.slot_nbytes, loaders)
-    return needs(one, loaders).total + one.rounding_nbytes + slots
+    return needs(one, loaders).least(one.rounding_nbytes + slots)
 
 
 def _loader_counts(device: DeviceProfile, loaders: int | None) -> Iterable[int]:
@@ -296,6 +298,7 @@ def _planned(choice: _Choice, found: Pass, device: DeviceProfile, model: ModelPr
     peak += choice.granularity.base_nbytes + choice.granularity.use_nbytes
     peak += choice.slots * slot_cost(choice.granularity.slot_nbytes, choice.loaders)
     peak += choice.granularity.rounding_nbytes
+    peak = max(peak, DAEMON_AT_WORK + LOADER_AT_WORK * choice.loaders + choice.granularity.start_nbytes)
     return Plan(
         loaders=choice.loaders,
         room=choice.granularity.room,

@@ -13,6 +13,8 @@ from typing import Any
 
 from hermes_mp.errors import BadMessage
 
+MOST_S, MOST_SHARE, MOST_READERS = 1e6, 10.0, 64  # what no machine measures; beyond them an entry is damaged
+
 
 @dataclass(frozen=True)
 class ReadRate:
@@ -76,8 +78,8 @@ class DeviceProfile:
             found = cls(rates, float(document["read_s"]), bool(document["assumed"]))
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise BadMessage(f"this is no device profile: {error}") from error
-        if not rates or any(not 0 < r.nbytes_per_s < 1e15 or r.readers < 1 or r.chunk_nbytes < 1 for r in rates):
-            raise BadMessage("a device profile without a rate")
+        if not rates or not all(map(_is_possible, rates)) or not 0 <= found.read_s < MOST_S:
+            raise BadMessage("a device profile without a rate, or with one out of range")
         return found
 
 
@@ -107,6 +109,7 @@ class Granularity:
 
     `base_nbytes`: compute before it binds. `reserve_nbytes`: KV cache and activations at the whole context,
     `use_nbytes` at the tokens that were measured. `rounding_nbytes`: what all slots together may take more.
+    `start_nbytes`: the most that compute takes while it starts, before it has slots; 0 where that is not known.
     """
 
     room: int | None
@@ -116,6 +119,7 @@ class Granularity:
     reserve_nbytes: int
     use_nbytes: int
     units: tuple[UnitCost, ...]
+    start_nbytes: int = 0
 
     @property
     def read_nbytes(self) -> int:
@@ -154,11 +158,12 @@ class ModelProfile:
         document["granularities"] = [
             {
                 "room": one.room,
-                "nbytes": [one.slot_nbytes, one.rounding_nbytes, one.base_nbytes, one.reserve_nbytes, one.use_nbytes],
+                "nbytes": [one.slot_nbytes, one.rounding_nbytes, one.base_nbytes, one.reserve_nbytes, one.use_nbytes,
+                           one.start_nbytes],
                 "units": [[u.nbytes, u.read_nbytes, u.compute_s, u.first_s] for u in one.units],
             }
             for one in self.granularities
-        ]
+        ]  # fmt: skip
         return document
 
     @classmethod
@@ -173,21 +178,35 @@ class ModelProfile:
             profile = cls(found, **values)
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise BadMessage(f"this is no model profile: {error}") from error
-        if not found:
-            raise BadMessage("a model profile without units")
+        seconds = (profile.other_s, profile.first_other_s)
+        shares = (profile.beside_compute, profile.beside_read)
+        # Written so that what is not a number is out of range, too.
+        if not all(0 <= one < MOST_S for one in seconds) or not all(0 <= one <= MOST_SHARE for one in shares):
+            raise BadMessage("a model profile with seconds or shares out of range")
+        if not found or min(profile.batch, profile.tokens, profile.context, profile.threads) < 0:
+            raise BadMessage("a model profile without units, or of less than nothing")
         return profile
+
+
+def _is_possible(rate: ReadRate) -> bool:
+    return 0 < rate.nbytes_per_s < 1e15 and 1 <= rate.readers <= MOST_READERS and rate.chunk_nbytes >= 1
 
 
 def _granularity(document: Mapping[str, Any]) -> Granularity:
     room = document["room"]
     units = tuple(UnitCost(int(n), int(r), float(c), float(f)) for n, r, c, f in document["units"])
-    if any(unit.nbytes < 0 or not 0 <= unit.compute_s < 1e6 or not 0 <= unit.first_s < 1e6 for unit in units):
+    if not all(
+        min(unit.nbytes, unit.read_nbytes) >= 0 and 0 <= unit.compute_s < MOST_S and 0 <= unit.first_s < MOST_S
+        for unit in units
+    ):
         raise ValueError("a unit out of range")
     figures = [int(nbytes) for nbytes in document["nbytes"]]
-    slot, rounding, base, reserve, use = figures
+    slot, rounding, base, reserve, use, start = figures
     if not units or use > reserve or not all(0 <= nbytes < 2**50 for nbytes in figures):
         raise ValueError("a granularity out of range")
-    return Granularity(None if room is None else int(room), slot, rounding, base, reserve, use, units)
+    if slot < 1 or (room is not None and int(room) < 1):
+        raise ValueError("slots of no bytes")
+    return Granularity(None if room is None else int(room), slot, rounding, base, reserve, use, units, start)
 
 
 def _on_line(points: Sequence[tuple[int, float]], at: int) -> float:

@@ -2,7 +2,7 @@
 
 Threads read the user's own file through the loaders' read path into an arena of the loaders' kind of pages; `preadv`
 leaves the interpreter to the others. Nothing is written, and what the page cache held of the file before is dropped
-before a buffered read. Two or three seconds; it knows no model.
+before a buffered read. It takes the seconds it is given: what a slow disk leaves no time for is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hermes_mp.core.profile import DeviceProfile, ReadRate
@@ -21,19 +22,34 @@ from hermes_mp.errors import OutOfMemory
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
 
+Way = tuple[int, int, bool]  # readers, bytes of a read, O_DIRECT
+
 READERS = (1, 2, 3, 4, 6)
 CHUNKS = (16 << 20, 4 << 20, 1 << 20)
 BUFFERED_READERS, BUFFERED_CHUNK = (1, 3), 16 << 20
+FEW_READERS = 3  # as many as are tried with every size of reads before more are
 ROOM_NBYTES = 96 << 20  # that all readers together read into
-BURST_NBYTES = 64 << 20  # read untimed first: after a pause a capped disk grants more than its cap
+BURST_NBYTES = 64 << 20  # read first, and not counted: after a pause a capped disk grants more than its cap
+BURST_CHUNK, BURST_SHARE = 4 << 20, 0.15  # a slow disk is read for no longer than so much of the time
 LEAST_NBYTES = 64 << 20  # of a file; a smaller one tells nothing about the device
 SURVEY_SHARE = 0.6  # of the time goes to every way once, the rest to the best ones again
 AGAIN = 4
+LONG = 3.0  # times what one try may take
+MORE_HELPS = 1.03
+# Large reads by few readers first: with a slow disk there is no time for more, and no use.
+WAYS: tuple[Way, ...] = (
+    *((readers, CHUNKS[0], True) for readers in READERS if readers <= FEW_READERS),
+    (BUFFERED_READERS[0], BUFFERED_CHUNK, False),
+    *((readers, chunk, True) for chunk in CHUNKS[1:] for readers in READERS if readers <= FEW_READERS),
+    *((readers, BUFFERED_CHUNK, False) for readers in BUFFERED_READERS[1:]),
+    *((readers, chunk, True) for chunk in CHUNKS for readers in READERS if readers > FEW_READERS),
+)
 
 
 def measure_device(path: Path, seconds: float = 2.5, room_nbytes: int = ROOM_NBYTES) -> DeviceProfile | None:
     """Read the file at `path` for about `seconds`; None where it is too small to tell, or there is no memory.
 
+    At 45 MB/s one read of 16 MiB takes 0.4 s: of the ways that are tried with a fast disk most are left out there.
     All readers together read into `room_nbytes`: what does not fit that is not tried.
 
     Raises ReadFailed where it cannot be read.
@@ -61,42 +77,57 @@ class _Survey:
         self._at = 0
 
     def run(self, seconds: float) -> DeviceProfile:
-        rate = BURST_NBYTES / self._read(1, CHUNKS[0], True, BURST_NBYTES)
-        ways = list(itertools.product(READERS, CHUNKS, (True,))) if self._direct[0].direct else []
-        ways += [(readers, BUFFERED_CHUNK, False) for readers in BUFFERED_READERS]
-        ways = [way for way in ways if way[0] * way[1] <= self._room]
-        found: dict[tuple[int, int, bool], list[float]] = {way: [] for way in ways}
+        """The first way is measured whatever it takes, and of the others what there is time for."""
+        began = time.perf_counter()
+        deadline = began + seconds
+        direct = self._direct[0].direct
+        rate = self._read(1, BURST_CHUNK, direct, BURST_NBYTES, began + seconds * BURST_SHARE)
+        ways = [way for way in WAYS if way[0] * way[1] <= self._room and (direct or not way[2])]
+        found: dict[Way, list[float]] = {}
         each_s = seconds * SURVEY_SHARE / len(ways)
         for way in ways:
-            found[way].append(self._rate(way, rate * each_s))
-            rate = max(rate, found[way][0])
-        best = sorted(ways, key=lambda way: -found[way][0])[:AGAIN]
+            if worth_trying(way, found) and (not found or self._is_time(way, rate, deadline)):
+                found[way] = [self._rate(way, rate, each_s, deadline)]
+                rate = max(found[way][0], *(tried[0] for tried in found.values()))
+        best = sorted(found, key=lambda way: -found[way][0])[:AGAIN]
+        each_s = (deadline - time.perf_counter()) / len(best)
         for way in best:
-            found[way].append(self._rate(way, rate * seconds * (1 - SURVEY_SHARE) / len(best)))
-        rates = tuple(ReadRate(*way, sum(found[way]) / len(found[way])) for way in ways)
+            if self._is_time(way, rate, deadline):
+                found[way].append(self._rate(way, rate, each_s, deadline))
+        rates = tuple(ReadRate(*way, sum(tried) / len(tried)) for way, tried in found.items())
         return DeviceProfile(rates, self._read_s(rates))
 
-    def _rate(self, way: tuple[int, int, bool], nbytes: float) -> float:
-        """Bytes per second; at least two reads of every reader are timed."""
+    def _is_time(self, way: Way, rate: float, deadline: float) -> bool:
+        """Whether one read of every reader is likely to end before the deadline, at `rate`."""
+        return time.perf_counter() + way[0] * way[1] / rate <= deadline
+
+    def _rate(self, way: Way, rate: float, seconds: float, deadline: float) -> float:
+        """Bytes per second, by what `seconds` give at `rate`; by two reads of every reader, unless that takes long."""
         readers, chunk, direct = way
-        wanted = max(int(nbytes), 2 * readers * chunk)
-        wanted = min(wanted, max(self._nbytes // chunk, 1) * chunk)
-        return wanted / self._read(readers, chunk, direct, wanted)
+        once = readers * chunk
+        wanted = max(rate * seconds, 2 * once if 2 * once <= LONG * rate * seconds else once)
+        until = min(deadline, time.perf_counter() + LONG * seconds)
+        return self._read(readers, chunk, direct, int(wanted), until)
 
     def _read_s(self, rates: tuple[ReadRate, ...]) -> float:
         """What a read of one small piece takes beyond its bytes: the median of several."""
-        times = sorted(self._read(1, 64 << 10, self._direct[0].direct, 64 << 10) for _ in range(9))
+        small = 64 << 10
+        times = sorted(small / self._read(1, small, self._direct[0].direct, small, 0.0) for _ in range(9))
         one = max(rate.nbytes_per_s for rate in rates if rate.readers == 1)
-        return max(0.0001, times[len(times) // 2] - (64 << 10) / one)
+        return max(0.0001, times[len(times) // 2] - small / one)
 
-    def _read(self, readers: int, chunk: int, direct: bool, nbytes: int) -> float:
-        """Seconds that `readers` threads take for `nbytes` from where the last call ended, scaled to whole chunks."""
+    def _read(self, readers: int, chunk: int, direct: bool, nbytes: int, until: float) -> float:
+        """Bytes per second of `readers` threads, for `nbytes` from where the last call ended, in whole chunks.
+
+        After `until` (of `time.perf_counter`) no further read begins, but for the first one of every reader.
+        """
         whole = max(self._nbytes // chunk, 1)
         first, count = self._at // chunk, max(1, nbytes // chunk)
         self._at = (first + count) % whole * chunk
         room = self._room // readers // 4096 * 4096
         size = min(chunk, room)
         numbers = itertools.count()  # taking one is atomic
+        done = [0] * readers
         failed: list[BaseException] = []
         if not direct:
             for number in range(count):
@@ -105,10 +136,11 @@ class _Survey:
         def work(reader: int) -> None:
             file, at = (self._direct if direct else self._buffered)[reader], 0
             try:
-                while (number := next(numbers)) < count:
+                while (not done[reader] or time.perf_counter() < until) and (number := next(numbers)) < count:
                     offset = (first + number) % whole * chunk
                     with self._arena.view(reader * room + at, size) as buffer:
                         file.read_into(buffer, offset, min(size, self._nbytes - offset), chunk)
+                    done[reader] += size
                     at = at + size if at + 2 * size <= room else 0
             except BaseException as error:  # re-raised by the thread that waits
                 failed.append(error)
@@ -122,7 +154,14 @@ class _Survey:
             thread.join()
         if failed:
             raise failed[0]
-        return (time.perf_counter() - started) * nbytes / (count * size)
+        return sum(done) / (time.perf_counter() - started)
+
+
+def worth_trying(way: Way, found: Mapping[Way, Sequence[float]]) -> bool:
+    """Not with more readers, once two more of them read the same chunks by less than 3 % faster."""
+    readers, chunk, direct = way
+    rates = {one: tried[0] for (one, *rest), tried in found.items() if rest == [chunk, direct] and one < readers}
+    return not any(rates[more] < MORE_HELPS * rates[more - 2] for more in rates if more - 2 in rates)
 
 
 def device_name(path: Path) -> str:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hermes_mp.errors import (
@@ -26,6 +26,7 @@ from hermes_mp.errors import (
     MissingPackage,
     ModelNotFound,
     NoSafetensors,
+    WriteFailed,
     by_exit_code,
 )
 from hermes_mp.host.checkpoint import CONFIG, OTHER_FORMATS, WEIGHTS, WEIGHTS_INDEX, read_config, weights_files
@@ -54,7 +55,7 @@ def outline(model: str, folder: Path) -> Path:
     """A directory with the configuration and the headers of hub model `model`, none of its weights downloaded.
 
     It is the hub's cache where that holds the whole model; else `folder`, whose weights files are headers followed by
-    holes: as long as the real ones, and taking no room. Raises what `resolve` raises.
+    holes: as long as the real ones, and taking no room. Raises what `resolve` raises, and WriteFailed.
     """
     return _in_own_process(model, str(folder))
 
@@ -65,14 +66,23 @@ def is_hub_id(model: str) -> bool:
 
 
 def cache_place() -> Path:
-    """Where the hub's cache is, or the nearest folder above it that exists: there a model would be downloaded to."""
+    """Where the hub's cache is, or would be: there a model would be downloaded to."""
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
     )
-    place = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")))
-    while not place.exists():
-        place = place.parent
-    return place
+    return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))).absolute()
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path | str) -> Iterator[None]:
+    """What the system refuses inside becomes WriteFailed: `folder` is full, or its file system knows no such files."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteFailed(
+            f"the headers of the model cannot be written to {folder}: {error.strerror or error}",
+            "make room there, or name another folder in TMPDIR, on a file system with large sparse files",
+        ) from error
 
 
 def _may_be_hub_id(model: str) -> bool:
@@ -159,9 +169,10 @@ def outlined(repo: str, folder: Path) -> Path:
     if CONFIG not in names:
         raise ModelNotFound(f"{repo} on the hub holds no {CONFIG}")
     snapshot = Path(snapshot_download(repo, allow_patterns=list(BESIDE_WEIGHTS)))
-    for path in snapshot.iterdir():
-        if path.is_file() and not path.name.endswith(".safetensors"):
-            shutil.copy(path, folder)
+    with writing_to(folder):
+        for path in snapshot.iterdir():
+            if path.is_file() and not path.name.endswith(".safetensors"):
+                shutil.copy(path, folder / path.name)
     config = read_config(folder)
     if config.get("transformers_weights") is None:
         if WEIGHTS in names:
@@ -192,10 +203,11 @@ def _write_outline(repo: str, revision: str, path: Path) -> None:
     header = json.dumps({"__metadata__": found.metadata, **tensors} if found.metadata else tensors).encode()
     header += b" " * (-len(header) % 8)
     end = max((one.data_offsets[1] for one in found.tensors.values()), default=0)
-    with open(path, "wb") as file:
+    with writing_to(path.parent), open(path, "wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + end)
-    os.utime(path, (0, 0))  # part of the checkpoint's digest: the next outline of this revision is to have the same
+    with writing_to(path.parent):
+        os.utime(path, (0, 0))  # part of the checkpoint's digest: the next outline of this revision is to have the same
 
 
 def _cached(repo: str, refusal: Exception) -> Path:

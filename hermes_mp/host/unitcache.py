@@ -22,10 +22,14 @@ MOST_LOADERS = 64
 
 @dataclass(frozen=True)
 class Remembered:
-    """A unit list, what compute needed beside its slots (bytes), and the plan it was made for."""
+    """A unit list, what compute needed beside its slots (bytes), and the plan it was made for.
+
+    `start_nbytes`: the most that compute took while it started; 0 where it was a caller's process.
+    """
 
     units: UnitList
     base_nbytes: int
+    start_nbytes: int
     reserve_nbytes: int
     plan: RunPlan
 
@@ -72,7 +76,8 @@ def recall(path: Path) -> Remembered | None:
         plan = RunPlan(loaders, window, chunk_nbytes, bool(direct), int(forecast_us), str(source))
         if not 0 <= plan.loaders <= MOST_LOADERS or min(plan.window, plan.chunk_nbytes) < 0:
             return None
-        return Remembered(units, int(document["base_nbytes"]), int(document["reserve_nbytes"]), plan)
+        base, start, reserve = (int(document[name]) for name in ("base_nbytes", "start_nbytes", "reserve_nbytes"))
+        return None if min(base, start, reserve) < 0 else Remembered(units, base, start, reserve, plan)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, BadMessage):
         return None
 
@@ -85,6 +90,7 @@ def remember(path: Path, entry: Remembered) -> None:
         {
             "units": entry.units.to_json(),
             "base_nbytes": entry.base_nbytes,
+            "start_nbytes": entry.start_nbytes,
             "reserve_nbytes": entry.reserve_nbytes,
             "plan": list(astuple(entry.plan)),
         }

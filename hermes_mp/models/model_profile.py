@@ -38,7 +38,7 @@ from hermes_mp.models.units import divide
 
 BESIDE_CHUNK_NBYTES = 16 << 20
 BESIDE_S = 0.5
-BESIDE_TOKENS = 8  # of a prompt: only what follows it is compared
+SHORT_PROMPT = 1  # tokens, where only what follows the prompt is compared: one of 128 took GPT-J-6B 1.5 s
 MOST_FOR_BLOCKS = 0.5  # of what a pass takes by layers; a larger difference is the machine's unrest
 LEAST_BESIDE_NBYTES = 64 << 20  # of a file; reading a smaller one beside computing tells nothing
 MOST_SHARE = 0.5  # of the memory that is to be had, for the random weights
@@ -68,6 +68,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
     pinned = [sum({bound.source: bound.source.info.nbytes for bound in one.division.pinned}.values()) for one in made]
     say("measuring how long its layers take")
     beside = (0.0, 0.0)
+    started = memory.peak_nbytes(os.getpid())  # before there is an arena: its pages count in the peak
     with _streamed(made[0], checkpoint) as (model, supply):
         task = open_task(model, checkpoint.directory, {})  # as compute does: what that takes is in the base
         settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values")
@@ -90,6 +91,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
                 one.footprint.reserve_nbytes,
                 min(one.footprint.reserve_nbytes, one.footprint.need_nbytes(wanted.batch, tokens, 1)),
                 _units(one.division, layers, splits[0], layered, block_s if room else (0.0, 0.0)),
+                max(started, base),
             )
             for room, one, layers, nbytes in zip(rooms, made, splits, pinned, strict=True)
         ),
@@ -116,8 +118,13 @@ def _block_seconds(
     layered: Times,
     footprint: Footprint,
 ) -> tuple[float, float]:
-    """What one more block of a matrix costs, in a pass that repeats and in the first: by the finest division."""
+    """What one more block of a matrix costs, in a pass that repeats and in the first: by the finest division.
+
+    Where the model generates, a block of the first pass is taken to cost what one of the others does: it is bound and
+    asked for all the same.
+    """
     skeleton = build_skeleton(checkpoint.directory, checkpoint, wanted.dtype)
+    tokens = _least_tokens(skeleton.model, tokens)
     trace = trace_forward(skeleton.model, wanted.batch, tokens)
     made = Prepared(skeleton, divide(skeleton, trace, room), footprint)
     layers = Layers(skeleton.model, made.division)
@@ -129,10 +136,15 @@ def _block_seconds(
     def each(fine_s: float, layered_s: float) -> float:
         return min(max(0.0, fine_s - layered_s), MOST_FOR_BLOCKS * layered_s) / blocks
 
-    return (
-        each(sum(fine.again_s) + fine.other_s, sum(layered.again_s) + layered.other_s),
-        each(sum(fine.first_s) + fine.first_other_s, sum(layered.first_s) + layered.first_other_s),
-    )
+    again_s = each(sum(fine.again_s) + fine.other_s, sum(layered.again_s) + layered.other_s)
+    if decodes(skeleton.model):
+        return again_s, again_s
+    return again_s, each(sum(fine.first_s) + fine.first_other_s, sum(layered.first_s) + layered.first_other_s)
+
+
+def _least_tokens(model: Any, tokens: int) -> int:
+    """How many to give a model whose passes after the first are wanted, or whose passes are all alike."""
+    return min(tokens, SHORT_PROMPT) if decodes(model) else tokens
 
 
 def _units(
@@ -182,7 +194,7 @@ def _spread(division: Division, layers: Layers, by_layers: Layers, seconds: Sequ
 def _streamed(made: Prepared, checkpoint: Checkpoint) -> Iterator[tuple[Any, RandomSupply]]:
     """The model, bound to random numbers."""
     slot = -(-made.division.list.slot_nbytes // 4096) * 4096
-    nbytes = max(CACHE_NBYTES // max(slot, 1) + 1, 2) * slot
+    nbytes = (CACHE_NBYTES // max(slot, 1) + 1) * slot
     most = int(memory.available_nbytes() * MOST_SHARE)
     nbytes = max(min(nbytes, most // max(slot, 1) * slot), slot, mmap.PAGESIZE)
     files = [(str(file.path), file.nbytes) for file in checkpoint.files]
@@ -240,8 +252,7 @@ def _beside(
         thread = threading.Thread(target=lambda: rates.append(read(stop.is_set)))
         thread.start()
         try:
-            given = min(tokens, BESIDE_TOKENS) if decodes(model) else tokens
-            times = measure_passes(model, layers, supply, wanted.batch, given, BESIDE_S)
+            times = measure_passes(model, layers, supply, wanted.batch, _least_tokens(model, tokens), BESIDE_S)
         finally:
             stop.set()
             thread.join()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hermes_mp.errors import ContextTooLong
+from hermes_mp.errors import ContextTooLong, UnsupportedCheckpoint
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.models.division import Division, cast_nbytes, kernels_nbytes
 from hermes_mp.models.footprint import DEFAULT_CONTEXT, Footprint, measure, model_maximum
@@ -49,12 +49,18 @@ class Traced:
         return Prepared(self.skeleton, division, replace(self.footprint, constant_nbytes=scratch))
 
     def granularities(self) -> list[tuple[int | None, Prepared]]:
-        """The divisions that are worth planning with: by layers, then each with half the room of the one before."""
+        """The divisions that are worth planning with: by layers, then each with half the room of the one before.
+
+        A room in which too much would be used outside of its modules is left out. Raises what dividing by layers does.
+        """
         found: list[tuple[int | None, Prepared]] = [(None, self.divide())]
         layer = found[0][1].division.list.slot_nbytes
         for room in (layer >> part for part in range(1, MOST_ROOMS + 1)):
             if room >= LEAST_ROOM_NBYTES:
-                finer = self.divide(room)
+                try:
+                    finer = self.divide(room)
+                except UnsupportedCheckpoint:  # a finer division need not bind what a coarser one does
+                    continue
                 if finer.division.list.slot_nbytes < 0.9 * found[-1][1].division.list.slot_nbytes:
                     found.append((room, finer))
         return found

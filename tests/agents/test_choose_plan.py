@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_models import gpt2
+from tiny_models import bert, gpt2
 
 from hermes_mp.core.planner import smallest_budget
+from hermes_mp.errors import UnsupportedCheckpoint
 from hermes_mp.host import diskspeed, profilecache
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
+from hermes_mp.models import pieces
 from hermes_mp.models.choose_plan import ASSUMED, ESTIMATED, MEASURED, PROFILED_TOKENS, Told, choose_plan
 from hermes_mp.models.model_profile import Wanted, profile_model
 from hermes_mp.models.prepare import Traced, trace_model
@@ -55,6 +57,17 @@ def test_what_cannot_fit_is_left_to_the_daemon_to_refuse(models: Path) -> None:
     rooms = [room for room, _ in model.granularities()]
     assert chosen.room == rooms[-1]
     assert (chosen.plan.loaders, chosen.plan.source) == (1, "")
+
+
+def test_a_room_that_cannot_be_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divided finer than by layers this model pins its biases: too much for that room is no reason to refuse a run."""
+    wide = {"hidden_size": 768, "num_hidden_layers": 2, "intermediate_size": 3072, "vocab_size": 128}
+    model, _ = traced(bert(tmp_path / "wide", **wide))
+    assert len(model.granularities()) > 1
+    monkeypatch.setattr(pieces, "MAX_PINNED_NBYTES", 1024)
+    with pytest.raises(UnsupportedCheckpoint):
+        model.divide(8 << 20)
+    assert [room for room, _ in model.granularities()] == [None]
 
 
 def test_what_hermes_plan_measured_counts(models: Path) -> None:

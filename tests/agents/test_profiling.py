@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from hermes_mp.agents.planning import gather
 from hermes_mp.agents.profiler import ProfilerSettings, profile_in_own_process
 from hermes_mp.core.planner import everything_fits, plan, smallest_budget
 from hermes_mp.core.profile import ASSUMED_DEVICE
+from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import ContextTooLong
-from hermes_mp.host import diskspeed, profilecache
+from hermes_mp.host import diskspeed, profilecache, unitcache
 from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.messages import RunPlan
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +41,46 @@ def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_device_is_measured_every_way(large_file: Path) -> None:
-    found = diskspeed.measure_device(large_file, 0.3)
+def test_a_device_is_measured_every_way_there_is_time_for(large_file: Path) -> None:
+    found = diskspeed.measure_device(large_file, 1.0)
     assert found is not None
     assert not found.assumed
     ways = {(rate.readers, rate.chunk_nbytes, rate.direct) for rate in found.rates}
-    buffered = {(readers, diskspeed.BUFFERED_CHUNK, False) for readers in diskspeed.BUFFERED_READERS}
-    assert buffered <= ways
-    assert len(ways) in (len(buffered), len(buffered) + len(diskspeed.READERS) * len(diskspeed.CHUNKS))
+    assert len(ways) == len(found.rates)
+    assert ways <= set(diskspeed.WAYS)
+    assert (1, diskspeed.CHUNKS[0], True) in ways or all(not direct for _, _, direct in ways)
     assert all(1e6 < rate.nbytes_per_s < 1e12 for rate in found.rates)
     assert 0 < found.read_s < 1
+
+
+def test_without_time_one_way_is_measured(large_file: Path) -> None:
+    """Once every way had its least number of bytes, whatever they took: 20 seconds of an SD card."""
+    found = diskspeed.measure_device(large_file, 0.0)
+    assert found is not None
+    (rate,) = found.rates
+    assert (rate.readers, rate.chunk_nbytes) == (1, diskspeed.CHUNKS[0])
+
+
+def test_every_way_is_in_the_order_once() -> None:
+    direct = set(itertools.product(diskspeed.READERS, diskspeed.CHUNKS, (True,)))
+    buffered = {(readers, diskspeed.BUFFERED_CHUNK, False) for readers in diskspeed.BUFFERED_READERS}
+    assert len(diskspeed.WAYS) == len(direct | buffered)
+    assert set(diskspeed.WAYS) == direct | buffered
+
+
+@pytest.mark.parametrize(
+    ("rates", "readers", "worth"),
+    [
+        ({}, 1, True), ({1: 100}, 2, True), ({1: 100, 2: 101}, 3, True), ({1: 100, 2: 101, 3: 102}, 4, False),
+        ({1: 100, 2: 100, 3: 104}, 4, True), ({1: 100, 2: 150, 3: 170, 4: 152}, 6, False), ({1: 100, 2: 90}, 6, True),
+    ],
+)  # fmt: skip
+def test_more_readers_are_tried_while_two_more_bring_something(
+    rates: dict[int, float], readers: int, worth: bool
+) -> None:
+    found = {(count, 1 << 20, True): [rate] for count, rate in rates.items()}
+    others = {(count, 1 << 20, False): [1.0] for count in (1, 2, 3, 4, 6)}
+    assert diskspeed.worth_trying((readers, 1 << 20, True), {**found, **others}) == worth
 
 
 def test_a_small_file_tells_nothing(tmp_path: Path) -> None:
@@ -114,9 +147,59 @@ def test_what_is_known_is_not_measured_again(tmp_path: Path, cache: Path) -> Non
     assert gather(checkpoint, settings(directory), True, said.append).fresh
     assert gather(checkpoint, settings(directory, tokens=9), False, said.append).model.tokens == 9
     (entry, _) = (cache / "profiles").iterdir()
-    for damaged in ("{", "[]", '{"format": 1, "profile": {}}', '{"format": 0}'):
+    for damaged in ("{", "[]", '{"format": 2, "profile": {}}', '{"format": 0}'):
         entry.write_text(damaged)
         assert profilecache.recall_model(entry) is None
+
+
+def test_a_device_is_measured_by_a_file_of_the_hubs_cache_alone(
+    tmp_path: Path, large_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all that lay beside the cache was walked, a home directory or a whole disk, and any file of it read."""
+    checkpoint = find_checkpoint(gpt2(tmp_path / "gpt2"))
+    place = tmp_path / "home" / "hub"
+    place.parent.mkdir()
+    (place.parent / "private").symlink_to(large_file)
+    os.link(large_file, place.parent / "other")
+    said: list[str] = []
+
+    def planned() -> bool:
+        return gather(checkpoint, settings(checkpoint.directory), False, said.append, place).device.assumed
+
+    assert planned(), "the cache does not exist"
+    place.mkdir()
+    (place / "link").symlink_to(large_file)
+    (place / "beside").symlink_to(place.parent)
+    os.link(large_file, place / "blob.incomplete")
+    assert planned(), "the cache holds nothing to measure by"
+    assert "measuring the disk" not in said
+    monkeypatch.setattr("hermes_mp.agents.planning.DEVICE_S", 0.1)
+    (place / "blobs").mkdir()
+    os.link(large_file, place / "blobs" / "blob")
+    assert not planned()
+    assert "measuring the disk" in said
+
+
+@pytest.mark.parametrize("start_mib", [0, 900])
+def test_what_a_launch_took_is_truer(tmp_path: Path, cache: Path, start_mib: int) -> None:
+    """Its base corrects the base, its peak while starting only the start; a caller's (without one) is not asked."""
+    directory = gpt2(tmp_path / "gpt2")
+    checkpoint = find_checkpoint(directory)
+    first = gather(checkpoint, settings(directory), False, quiet).model
+    (layers,) = first.granularities
+    assert layers.base_nbytes <= layers.start_nbytes < layers.base_nbytes + (100 << 20), "random weights are no start"
+    files = tuple(UnitFile(str(file.path), file.nbytes) for file in checkpoint.files)
+    units = UnitList(files, tuple(UnitSpec(unit.nbytes, ()) for unit in layers.units))
+    base, start = layers.base_nbytes + (7 << 20), start_mib << 20
+    entry = unitcache.Remembered(units, base, start, layers.reserve_nbytes, RunPlan(1))
+    path = unitcache.entry_path(checkpoint.digest, "auto", 32, 1, None, None)
+    unitcache.remember(path, entry)
+    assert unitcache.recall(path) == entry
+    (found,) = gather(checkpoint, settings(directory), False, quiet).model.granularities
+    if start:
+        assert (found.base_nbytes, found.start_nbytes) == (base, start)
+    else:
+        assert found == layers
 
 
 def test_a_damaged_device_entry_is_no_entry(cache: Path) -> None:
@@ -124,5 +207,5 @@ def test_a_damaged_device_entry_is_no_entry(cache: Path) -> None:
     assert profilecache.recall_device(path) is None
     profilecache.remember(path, ASSUMED_DEVICE)
     assert profilecache.recall_device(path) == ASSUMED_DEVICE
-    path.write_text('{"format": 1, "profile": {"rates": []}}')
+    path.write_text('{"format": 2, "profile": {"rates": []}}')
     assert profilecache.recall_device(path) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -25,9 +26,10 @@ from hermes_mp.errors import (
     ModelNotFound,
     NoSafetensors,
     UnsupportedDtype,
+    WriteFailed,
 )
 from hermes_mp.host.checkpoint import find_checkpoint
-from hermes_mp.host.hub import resolve
+from hermes_mp.host.hub import outline, resolve
 
 CLOSED = "http://127.0.0.1:9"
 CONFIG = b'{"model_type": "bert"}'
@@ -152,6 +154,29 @@ def test_a_download(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("org/name", quiet) == folder
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert resolve("org/name", quiet) == folder
+
+
+def test_headers_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system with a limit on the length of files, as FAT has, and a folder that is none: one line each."""
+    nbytes = 512 << 20
+    header = json.dumps({"a": {"dtype": "F32", "shape": [nbytes // 4], "data_offsets": [0, nbytes]}}).encode()
+    files = {"config.json": CONFIG, "model.safetensors": len(header).to_bytes(8, "little") + header}
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    with local_hub({"org/name": files}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, limits[1]))
+        try:
+            with pytest.raises(WriteFailed, match="folder: File too large") as caught:
+                outline("org/name", tmp_path / "folder")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "TMPDIR" in caught.value.line()
+        with pytest.raises(WriteFailed, match="Not a directory"):
+            outline("org/name", tmp_path / "file")
+        assert outline("org/name", tmp_path / "folder") == tmp_path / "folder"
+    assert (tmp_path / "folder" / "model.safetensors").stat().st_size >= nbytes
 
 
 def test_a_download_in_shards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,19 @@ def test_once_profiled_it_is_quick_and_says_the_same(models: Path, planned: dict
     rows = lines[lines.index("") + 2 :]
     assert len(rows) == len(planned["plans"])
     assert rows[-1].endswith("compute, all is resident")
+
+
+def test_once_profiled_it_needs_no_torch_and_hardly_any_time(models: Path, planned: dict[str, Any]) -> None:
+    """Neither itself nor by a process of its own, whose imports would be listed, too; counted by the processor."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    words = ("--model", models / "big", "--tokens", 8, "--threads", 1, "--json")
+    again = Planned(*words, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert again.object["plans"] == planned["plans"]
+    imported = {line.rpartition("|")[2].strip() for line in again.err.splitlines() if line.startswith("import time:")}
+    assert "hermes_mp.core.planner" in imported
+    assert not {"torch", "transformers", "numpy"} & imported
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5.0
 
 
 def test_one_budget_and_why(models: Path, planned: dict[str, Any]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hermes_mp.core import planner
+from hermes_mp.core.budget import slot_cost
 from hermes_mp.core.planner import TOLERANCE, Plan, everything_fits, plan, shares, smallest_budget, table
 from hermes_mp.core.profile import ASSUMED_DEVICE, DeviceProfile, Granularity, ModelProfile, ReadRate, UnitCost
 from hermes_mp.errors import BudgetTooSmall
@@ -116,6 +118,22 @@ def test_the_smallest_budget_is_the_smallest() -> None:
     assert plan(DISK, MODEL, least).room == 25 * MIB
     with pytest.raises(BudgetTooSmall, match=f"smallest budget .* is {-(-least // MIB)} MiB"):
         plan(DISK, MODEL, least - 30 * MIB)
+
+
+def test_a_start_that_takes_more_than_running_counts() -> None:
+    """The daemon refuses a budget that compute outgrows before it has slots, so no such budget is planned for."""
+    small = granularity(None, *[(1, 0.001)] * 4)
+    start = small.base_nbytes + 200 * MIB
+    starts = model(replace(small, start_nbytes=start))
+    least = smallest_budget(starts)
+    assert least == smallest_budget(model(small)) - planner.needs(small, 1).least(MIB + 2 * slot_cost(MIB, 1)) + (
+        planner.needs(small, 1).daemon + planner.needs(small, 1).loaders + start
+    )
+    assert plan(DISK, starts, least).forecast.peak_nbytes <= least
+    assert everything_fits(starts) > everything_fits(model(small))
+    assert plan(DISK, starts, everything_fits(starts)).fits
+    with pytest.raises(BudgetTooSmall, match=f"smallest budget .* is {-(-least // MIB)} MiB"):
+        plan(DISK, starts, everything_fits(model(small)))
 
 
 def test_a_small_model_needs_one_loader() -> None:
