@@ -122,8 +122,7 @@ class LinkedSupply:
         if self._leasing.keeps(number):
             self._act(self._leasing.begin(number, time.monotonic_ns()))
             return self._leased(number)
-        while self._receive(0.0):
-            pass  # a guess that is already here costs no message
+        self.hear()  # a guess that is already here costs no message
         self._act(self._leasing.want(number, time.monotonic_ns()))
         ready = self._leasing.held(number)
         try:
@@ -146,8 +145,7 @@ class LinkedSupply:
         now_s = time.monotonic()
         if now_s >= self._look_s:
             self._look_s = now_s + LOOK_S
-            while self._receive(0.0):
-                pass
+            self.hear()
 
     def release(self, unit: int, computed: bool) -> None:
         if self._lost is None:

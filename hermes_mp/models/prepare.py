@@ -93,18 +93,6 @@ def trace_model(
     return Traced(skeleton, trace, measure(skeleton.model, trace, batch, positions, 0), batch, positions)
 
 
-def prepare(
-    checkpoint: Checkpoint,
-    dtype: str,
-    context: int | None,
-    batch: int,
-    say: Callable[[str], None] = lambda _: None,
-    room: int | None = None,
-) -> Prepared:
-    """Build, trace and divide the model: `trace_model`, then `Traced.divide`."""
-    return trace_model(checkpoint, dtype, context, batch, say).divide(room)
-
-
 def _matrices_nbytes(skeleton: Skeleton, trace: Trace, division: Division, positions: int) -> int:
     """Bytes per sequence that matrices out of their modules need: rows looked up, and the product of one block."""
     head = skeleton.model.get_output_embeddings()

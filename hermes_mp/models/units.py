@@ -6,13 +6,11 @@ block of rows of a matrix, whatever fills it. Knows no process, slot number or b
 
 from __future__ import annotations
 
-from hermes_mp.models.division import ROWS_MULTIPLE, Division, cast_nbytes
+from hermes_mp.models.division import Division
 from hermes_mp.models.packing import pack
 from hermes_mp.models.pieces import Pieces
 from hermes_mp.models.skeleton import Skeleton
 from hermes_mp.models.trace import Trace
-
-__all__ = ["ROWS_MULTIPLE", "Division", "cast_nbytes", "divide"]
 
 
 def divide(skeleton: Skeleton, trace: Trace, room: int | None = None) -> Division:

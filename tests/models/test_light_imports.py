@@ -15,7 +15,7 @@ import pytest
 import tiny_models
 
 from hermes_mp.host.checkpoint import find_checkpoint
-from hermes_mp.models.prepare import prepare
+from hermes_mp.models.prepare import trace_model
 
 MIB = 1 << 20
 # With torch 2.13 and transformers 5.23 on x86-64: 184 and 36. docs/memory.md has the parts.
@@ -33,11 +33,11 @@ from hermes_mp.models.light_imports import import_lightly
 import_lightly()
 from hermes_mp.host import memory
 from hermes_mp.host.checkpoint import find_checkpoint
-from hermes_mp.models.prepare import prepare
+from hermes_mp.models.prepare import trace_model
 from hermes_mp.models.settle import settle
 from hermes_mp.models.tasks.task import open_task
 checkpoint = find_checkpoint(Path(sys.argv[1]))
-made = prepare(checkpoint, "auto", None, 1)
+made = trace_model(checkpoint, "auto", None, 1).divide()
 open_task(made.skeleton.model, checkpoint.directory, {})
 settle(made.skeleton.dtype, images=made.skeleton.model.main_input_name == "pixel_values")
 taken = memory.quick(os.getpid())
@@ -79,7 +79,7 @@ def test_units_and_footprint_are_those_of_a_process_that_imports_everything(
     prepared: tuple[Path, dict[str, Any]],
 ) -> None:
     directory, held = prepared
-    made = prepare(find_checkpoint(directory), "auto", None, 1)
+    made = trace_model(find_checkpoint(directory), "auto", None, 1).divide()
     assert held["units"] == made.division.list.digest()
     assert held["footprint"] == repr(made.footprint)
 
