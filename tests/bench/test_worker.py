@@ -11,7 +11,7 @@ from hermes_mp.bench.plan import Regime, Subject, Wanted
 from hermes_mp.bench.process import WorkerProcess
 from hermes_mp.bench.reference import worker_settings, worker_words
 from hermes_mp.host.checkpoint import find_checkpoint
-from hermes_mp.models.prepare import prepare
+from hermes_mp.models.prepare import trace_model
 
 
 @pytest.mark.parametrize("mode", ["pipeline", "sequential"])
@@ -21,5 +21,5 @@ def test_a_baseline_has_a_slot_for_every_layer(models: Path, tmp_path: Path, mod
     settings = worker_settings(Wanted((model.facts.name,), tokens=8), model, Subject(mode, 1), Regime(factor=6.0))
     with WorkerProcess(worker_words(settings), (), {"XDG_CACHE_HOME": str(tmp_path)}) as worker:
         opened = worker.ask("open")
-    layers = prepare(find_checkpoint(model.directory), "auto", 8, 1).division.list.units
+    layers = trace_model(find_checkpoint(model.directory), "auto", 8, 1).divide().division.list.units
     assert opened["units"] == opened["slots"] == len(layers) >= 3
