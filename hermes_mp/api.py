@@ -21,6 +21,7 @@ from hermes_mp.agents.quarters import make_arena
 from hermes_mp.agents.supplying import LinkedSupply, listen
 from hermes_mp.config import RunConfig
 from hermes_mp.errors import DaemonLost, revived
+from hermes_mp.host import malloc
 from hermes_mp.host import memory as host_memory
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
 from hermes_mp.host.children import Child, DeathPipe, spawn
@@ -55,6 +56,7 @@ def load(
     `batch`: positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves
     it, or float32, float16, bfloat16.
 
+    With a budget glibc gives large blocks back at once (`mallopt`) in all of this process from then on.
     Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
     MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, NeedsAllWeights,
     and DaemonLost within a second of the daemon's end.
@@ -101,6 +103,8 @@ def _build(
     footprint, supply = prepared.footprint, behind.supply
     model_config = prepared.skeleton.model.config  # of the model nothing else may be kept by its parts
     limited = config.memory is not None
+    if limited and not malloc.is_tuned():
+        malloc.keep_large_blocks_apart()
     model = stream(
         prepared.skeleton,
         prepared.division,

@@ -40,8 +40,8 @@ ONLY_IN = {
     "numpy": {"models/*", "agents/compute*"},
     "huggingface_hub": {"host/hub.py"},
     "ctypes": {
-        "host/arena.py", "host/code_pages.py", "host/deathwatch.py", "host/scheduling.py", "models/*",
-        "bench/worker.py",
+        "host/arena.py", "host/code_pages.py", "host/deathwatch.py", "host/malloc.py", "host/scheduling.py",
+        "models/*", "bench/worker.py",
     },
     "multiprocessing": set(),
     "pickle": set(),

@@ -94,12 +94,11 @@ class _Compute:
         from hermes_mp.models.choose_plan import Told, choose_plan
         from hermes_mp.models.footprint import check_call, check_generate
         from hermes_mp.models.prepare import trace_model
-        from hermes_mp.models.settle import keep_large_blocks_apart, settle
+        from hermes_mp.models.settle import settle
         from hermes_mp.models.streamed import stream
         from hermes_mp.models.tasks.task import open_task
         from hermes_mp.models.tasks.text_input import open_early
 
-        keep_large_blocks_apart()
         _quiet_libraries()
         checkpoint = find_checkpoint(directory)
         settings = self.settings

@@ -38,7 +38,7 @@ from hermes_mp.core.pipeload import (
 from hermes_mp.core.report import counted
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, ReadFailed, revived
-from hermes_mp.host import unitcache
+from hermes_mp.host import malloc, unitcache
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, spawn
 from hermes_mp.host.scheduling import take_short_turns
@@ -359,8 +359,9 @@ class Daemon:
         }
         fds = (self._quarters.death.read_fd, self.arena.fd)
         self._compute = spawn(
-            "hermes_mp.agents.compute", "hermes: compute", [json.dumps(settings)], fds, COMPUTE_OOM_SCORE
-        )
+            "hermes_mp.agents.compute", "hermes: compute", [json.dumps(settings)], fds, COMPUTE_OOM_SCORE,
+            env=malloc.environment(),
+        )  # fmt: skip
         self.accounting.compute = self._compute.pid
         self._poller.watch(self._compute.pidfd)
 

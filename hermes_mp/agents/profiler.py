@@ -18,6 +18,7 @@ from typing import Any
 
 from hermes_mp.core.profile import ModelProfile
 from hermes_mp.errors import ComputeLost, HermesError, revived
+from hermes_mp.host import malloc
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.children import COMPUTE_OOM_SCORE, DeathPipe, spawn
 from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
@@ -45,7 +46,10 @@ def profile_in_own_process(settings: ProfilerSettings, say: Callable[[str], None
     try:
         words = {"settings": asdict(settings), "parent_pid": os.getpid(), "death_fd": death.read_fd, "fd": write_fd}
         fds = (death.read_fd, write_fd)
-        child = spawn("hermes_mp.agents.profiler", "hermes: profiler", [json.dumps(words)], fds, COMPUTE_OOM_SCORE)
+        child = spawn(
+            "hermes_mp.agents.profiler", "hermes: profiler", [json.dumps(words)], fds, COMPUTE_OOM_SCORE,
+            env=malloc.environment(),
+        )  # fmt: skip
         os.close(write_fd)
         try:
             with os.fdopen(read_fd, encoding="utf-8") as lines:

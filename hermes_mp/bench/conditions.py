@@ -8,9 +8,9 @@ from hermes_mp.bench import board
 from hermes_mp.bench.board import ControlGroup
 from hermes_mp.bench.limits import reader_rate
 from hermes_mp.bench.models import Model
-from hermes_mp.bench.plan import Group, Subject, unit_nbytes
+from hermes_mp.bench.plan import Group, Subject, Wanted, unit_nbytes
 from hermes_mp.bench.process import WorkerLost, WorkerProcess
-from hermes_mp.bench.reference import Reference
+from hermes_mp.bench.reference import pipeline_s
 
 
 class Conditions:
@@ -20,9 +20,9 @@ class Conditions:
     """
 
     def __init__(
-        self, group: Group, model: Model, reference: Reference, slot: int | None, stack: contextlib.ExitStack
+        self, group: Group, model: Model, wanted: Wanted, stack: contextlib.ExitStack
     ) -> None:
-        """`slot`: how large units may be, for the words only. Raises Unavailable where this machine cannot play it."""
+        """Raises Unavailable where this machine cannot play it."""
         self.disk: list[ControlGroup] = []
         self.readers: list[ControlGroup] = []
         self.rate = group.regime.per_reader
@@ -32,10 +32,10 @@ class Conditions:
         regime, directory = group.regime, model.directory
         texts = []
         if regime.factor is not None:
-            compute_s = reference.first_s()
+            compute_s = pipeline_s(wanted, model)
             self.rate = reader_rate(model.facts.nbytes, compute_s, regime.factor)
             texts.append(
-                f"computing takes {compute_s:.3f} s with all weights in memory, so each reader (a loader; or a "
+                f"pipeline computes for {compute_s:.3f} s once everything is loaded, so each reader (a loader; or a "
                 f"backend that reads by itself, all its threads together) is capped at {self.rate / 1e6:.0f} MB/s"
             )
         elif self.rate is not None:
@@ -49,8 +49,8 @@ class Conditions:
             texts.append(f"all reads together are capped at {regime.total / 1e6:.0f} MB/s")
         else:
             texts.append("the disk as it is")
-        if slot is not None:
-            texts.append(f"units of at most {slot / 2**20:.4g} MiB rather than layers")
+        if wanted.slot is not None:
+            texts.append(f"units of at most {wanted.slot / 2**20:.4g} MiB rather than layers")
         elif unit := unit_nbytes("pipeload", regime, None, model.facts.nbytes):
             texts.append(f"units of pipeload of at most {unit >> 20} MiB, as no planner knows what these readers reach")
         knob = board.read_ahead_knob(directory)

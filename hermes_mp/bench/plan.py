@@ -27,7 +27,7 @@ class Regime:
     """What the disk is made to be. Rates in bytes per second, None: as it is.
 
     `total` caps all reads together; `per_reader` caps each loader by itself, as do network storage and decoding.
-    `factor` stands for a per-reader rate at which one reader takes so many times the model's computing time.
+    `factor` stands for a per-reader rate at which one reader takes so many times the time that `pipeline` computes.
     """
 
     total: float | None = None

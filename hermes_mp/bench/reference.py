@@ -14,10 +14,10 @@ from hermes_mp.bench.board import Unavailable
 from hermes_mp.bench.models import Model
 from hermes_mp.bench.plan import Regime, Subject, Wanted, unit_nbytes
 from hermes_mp.bench.process import WorkerLost, WorkerProcess
-from hermes_mp.host import memory
+from hermes_mp.host import malloc, memory
 
 AGAIN = 2  # passes after the first, of a model that makes no tokens
-REFERENCES = 3  # computations that a per-reader rate is derived from
+REFERENCES = 7  # computations that a per-reader rate is derived from
 
 
 class Reference:
@@ -30,13 +30,6 @@ class Reference:
         self._wanted, self._model = wanted, model
         self._worker: WorkerProcess | None = None
         self._loaded = False
-
-    def first_s(self) -> float:
-        """Seconds of a first pass, of several the median. Raises Unavailable where the model does not fit."""
-        found = [seconds for _ in range(REFERENCES) if (seconds := self.measure()[0]) is not None]
-        if not found:
-            raise Unavailable("the model does not fit into this machine's memory, so its computing time is not known")
-        return statistics.median(found)
 
     def measure(self) -> tuple[float | None, float | None]:
         """Seconds of a first pass and of one after it; None where the model cannot be held."""
@@ -90,6 +83,23 @@ class Reference:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def pipeline_s(wanted: Wanted, model: Model) -> float:
+    """Seconds that `pipeline` computes once everything is loaded, of several first passes the median.
+
+    Raises Unavailable where the model does not fit into memory.
+    """
+    if memory.available_nbytes() < 1.25 * model.facts.nbytes:
+        raise Unavailable("the model does not fit into this machine's memory, so its computing time is not known")
+    settings = worker_settings(wanted, model, Subject("pipeline", 1), Regime())
+    with WorkerProcess(worker_words(settings), environment=malloc.environment()) as running:
+        for order in ("open", "first"):
+            answer = running.ask(order)
+            if "failed" in answer:
+                raise Unavailable(f"pipeline cannot be timed: {answer['failed']}")
+        found: list[float] = [running.ask("first")["seconds"] for _ in range(REFERENCES)]
+        return statistics.median(found)
 
 
 def worker_settings(wanted: Wanted, model: Model, subject: Subject, regime: Regime) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     board.add_argument("--disk", default="as-is", metavar="MB/s,..", help="cap of all reads, as-is or none (as-is)")
     board.add_argument(
         "--per-reader", default="", metavar="6x,..",
-        help="cap of each loader by itself: MB/s, or so that one takes 6 x the computing time for the model",
+        help="cap of each loader by itself: MB/s, or so that one takes 6 x the computing time of `pipeline`",
     )  # fmt: skip
     board.add_argument("--readahead", type=_count, metavar="KiB", help="one more group at this kernel read-ahead")
     board.add_argument("--cgroup", default="none", metavar="SIZE,..", help="memory limit of each row, page cache too")

@@ -5,15 +5,11 @@ Measured next is what the process takes from then on, weights and activations ap
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 import torch.nn.functional as F
 
+from hermes_mp.host import malloc
 from hermes_mp.host.code_pages import give_back_code
-
-M_MMAP_THRESHOLD = -3
-LARGE_NBYTES = 512 << 10
 
 
 def settle(dtype: torch.dtype, images: bool = False) -> None:
@@ -35,25 +31,7 @@ def settle(dtype: torch.dtype, images: bool = False) -> None:
         _sample(F.linear(states[:, -1], weight).float(), chance)
         if images:
             F.conv2d(torch.zeros(1, 3, 32, 32, dtype=dtype), torch.zeros(8, 3, 16, 16, dtype=dtype), stride=16)
-    trim_heap()
-
-
-def keep_large_blocks_apart() -> None:
-    """Let every large allocation be a mapping of its own, that goes when it is freed; for a process of our own.
-
-    glibc raises its limit for that as it sees larger blocks freed; activations then scatter over the heap: ViT-Large
-    in blocks of rows took 368 MiB instead of 235.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE_NBYTES)
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
-    if trim is not None:
-        trim(0)
+    malloc.trim()
 
 
 def _activate(states: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hermes_mp.errors import ContextTooLong, UnsupportedCheckpoint, WrongInput
-from hermes_mp.models.settle import trim_heap
+from hermes_mp.host import malloc
 from hermes_mp.models.tasks.task import given
 
 TOKENIZER_FILES = (
@@ -29,7 +29,7 @@ def open_early(directory: Path) -> None:
     """
     with contextlib.suppress(UnsupportedCheckpoint):
         _opened[directory] = open_tokenizer(directory)
-    trim_heap()
+    malloc.trim()
 
 
 def open_tokenizer(directory: Path) -> Any | None:

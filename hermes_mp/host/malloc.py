@@ -1,0 +1,54 @@
+"""How glibc's malloc is told not to let a budget leak away: activations are megabytes, come and go, all day.
+
+As it comes it keeps small freed chunks apart that lie beside large ones (tcache, fast bins), so a freed block is a
+little too small for the next of its size, which torch wants aligned, and the heap grows: BERT-Large at 384 tokens took
+677 MiB instead of 310. Elsewhere (musl) nothing happens, nor need it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# For a process of our own, from its start: one heap, joined up whenever something is freed, in huge pages where the
+# kernel gives them on advice. As fast as plain transformers, without a page fault.
+TUNABLES = {
+    "glibc.malloc.tcache_count": "0",
+    "glibc.malloc.mxfast": "0",
+    "glibc.malloc.hugetlb": "1",
+    "glibc.malloc.mmap_threshold": str(32 << 20),  # the most there is
+}
+VARIABLE = "GLIBC_TUNABLES"
+
+M_MMAP_THRESHOLD = -3
+LARGE_NBYTES = 512 << 10
+
+
+def environment() -> dict[str, str]:
+    """Our environment for a process that computes; what the user tunes wins."""
+    theirs = [word for word in os.environ.get(VARIABLE, "").split(":") if word]
+    named = {word.partition("=")[0] for word in theirs}
+    ours = [f"{name}={value}" for name, value in TUNABLES.items() if name not in named]
+    return {**os.environ, VARIABLE: ":".join(theirs + ours)}
+
+
+def is_tuned() -> bool:
+    """Whether this process was started in such an environment."""
+    return "glibc.malloc.tcache_count=0" in os.environ.get(VARIABLE, "").split(":")
+
+
+def keep_large_blocks_apart() -> None:
+    """Let every large allocation be a mapping of its own, that goes when it is freed: all that can be had later on.
+
+    It costs a page fault for every 4 KiB of activations: a tenth of a pass of some hundred tokens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_NBYTES)
+
+
+def trim() -> None:
+    """Give freed memory back to the system."""
+    found = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if found is not None:
+        found(0)
