@@ -1,4 +1,4 @@
-"""How glibc's malloc is told not to let a budget leak away: activations are megabytes, come and go, all day.
+"""How glibc allocates activations, which come and go all day, so that its heap does not grow beyond a budget.
 
 As it comes it keeps small freed chunks apart that lie beside large ones (tcache, fast bins), so a freed block is a
 little too small for the next of its size, which torch wants aligned, and the heap grows: BERT-Large at 384 tokens took
