@@ -2,7 +2,7 @@
 
     python benchmarks/forecast.py --models bench-models [bert-large gpt2 ...] [--disk 0 --disk 400] [--share 0.3]
 
-For every model and disk `hermes-plan --json` measures afresh, inside the cap; each budget lies a `--share` of the way
+For every case `hermes-plan --fresh --json` measures anew, inside the cap; each budget lies a `--share` of the way
 from the smallest to the one that fits everything. Then `load` runs under that budget. Caps need root and cgroup v1.
 """
 
@@ -79,7 +79,7 @@ def case(directory: Path, disk: int, share: float, table: dict[str, Any]) -> tup
     """Print one line; the relative errors of time and peak."""
     low, high = (table["plans"][at]["budget_nbytes"] for at in (0, -1))
     budget = round((low + share * (high - low)) / MIB) * MIB
-    (plan,) = planned(directory, "--memory", budget)["plans"]
+    (plan,) = planned(directory, "--memory", budget, "--fresh")["plans"]  # machines that others use change by the minute
     forecast = plan["forecast"]
     seconds, peak = measured(directory, budget)
     errors = forecast["seconds"] / seconds - 1, forecast["peak_nbytes"] / peak - 1

@@ -250,7 +250,8 @@ class AskUnit:
 class UnitDone:
     """The slot is free again. `computed` is false where compute returns it unused.
 
-    Times: when it was asked for in earnest, bound, and done; `asked_ns` to `bound_ns` is the stall.
+    Times: when it was asked for in earnest, bound, and done; `asked_ns` to `bound_ns` is the stall. `ahead`: what
+    compute guesses to want after the unit that it holds already, at most one; as an `AskUnit` would say it.
     """
 
     ticket: Ticket
@@ -258,6 +259,7 @@ class UnitDone:
     asked_ns: int
     bound_ns: int
     done_ns: int
+    ahead: tuple[UnitNo, ...] = ()
 
 
 @dataclass(frozen=True)

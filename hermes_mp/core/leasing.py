@@ -1,8 +1,8 @@
 """Compute's mind: which units it wants, holds and must return. It knows no socket, no torch and no slot's content.
 
 Around a module's forward the hooks call `want`, `begin`, `done`. The next unit is asked for as a guess while the
-present one computes; a wrong guess costs a read, never an answer: it is returned unused, at once where compute holds
-it already, else when it arrives. A resident is kept once it was used: binding it again costs no message, until it is
+present one computes, with the return of the last one where the present one has come by then: a message less. A wrong
+guess costs a read, never an answer: it is returned unused, at once where compute holds it already, else when it arrives. A resident is kept once it was used: binding it again costs no message, until it is
 recalled. Compute is single-threaded: it waits for one unit at a time, but may hold several.
 """
 
@@ -76,14 +76,16 @@ class Leasing:
         If `held` says None afterwards, handle messages until it does not, or until `GiveUp`; if an exception (Ctrl-C)
         ends that wait, call `abandon`.
         """
-        actions: list[Action] = [
-            self._return(lease, now_ns)
-            for lease in list(self._leases.values())
-            if not (lease.binds or lease.keep) and lease.ready.unit != unit
-        ]
-        self._guess = None
-        self._waiting, self._asked_ns, self._asked_again = unit, now_ns, False
         lease = self._leases.get(unit)
+        ahead = None if lease is None else self._following(unit)  # whoever waits holds no slot on a guess
+        actions: list[Action] = [
+            self._return(other, now_ns)
+            for other in list(self._leases.values())
+            if not (other.binds or other.keep) and other.ready.unit not in (unit, ahead)
+        ]
+        if self._guess != ahead:
+            self._guess = None
+        self._waiting, self._asked_ns, self._asked_again = unit, now_ns, False
         if lease is None:
             actions.append(Send(AskUnit(unit, waiting=True)))
         else:
@@ -135,11 +137,15 @@ class Leasing:
             lease.bound_ns = now_ns
         if lease.keep and lease.used:
             return []  # the unit after it was guessed when the last one was bound that is not kept
+        return [Send(AskUnit(guess, waiting=False)) for guess in self._guess_after(unit)]
+
+    def _guess_after(self, unit: UnitNo) -> tuple[UnitNo, ...]:
+        """What is to be asked for while compute uses this unit, unless it is here or on its way."""
         guess = self._following(unit)
-        if guess is None or guess in self._leases:
-            return []
+        if guess is None or guess == self._guess or guess in self._leases:
+            return ()
         self._guess = guess
-        return [Send(AskUnit(guess, waiting=False))]
+        return (guess,)
 
     def _following(self, unit: UnitNo) -> UnitNo | None:
         """The next unit in the predicted order that compute does not keep."""
@@ -164,7 +170,9 @@ class Leasing:
         if lease.keep:
             lease.asked_ns = lease.bound_ns = None
             return []
-        return [self._return(lease, now_ns, lease.used)]
+        following = self._following(unit)
+        there = following in self._leases and computed
+        return [self._return(lease, now_ns, lease.used, following if there else None)]
 
     def _recalled(self, recall: RecallUnit, now_ns: int) -> list[Action]:
         lease = self._leases.get(recall.unit)
@@ -189,13 +197,15 @@ class Leasing:
             lease.asked_ns = self._asked_ns
         self._waiting = None
 
-    def _return(self, lease: _Lease, now_ns: int, computed: bool = False) -> Send:
+    def _return(self, lease: _Lease, now_ns: int, computed: bool = False, following: UnitNo | None = None) -> Send:
+        """`following`: held already and bound next, so that the guess after it may be asked for at once."""
         ready = lease.ready
         if self._leases.get(ready.unit) is lease:
             del self._leases[ready.unit]
         bound_ns = now_ns if lease.bound_ns is None else lease.bound_ns
         asked_ns = bound_ns if lease.asked_ns is None else lease.asked_ns
-        return Send(UnitDone(ready.ticket, computed, asked_ns, bound_ns, now_ns))
+        ahead = () if following is None else self._guess_after(following)
+        return Send(UnitDone(ready.ticket, computed, asked_ns, bound_ns, now_ns, ahead))
 
     def _of(self, unit: UnitNo) -> _Lease:
         lease = self._leases.get(unit)

@@ -165,8 +165,10 @@ class Pipeload:
                 self._moved_ns = now_ns
                 self.slots.give_back(done, event.computed)
                 self.computes_by_unit[done.unit] += event.computed
+            for unit in event.ahead:
+                self._ask(unit, False, now_ns, actions)
         elif isinstance(event, AskUnit):
-            self._ask(event, now_ns, actions)
+            self._ask(event.unit, event.waiting, now_ns, actions)
         elif isinstance(event, Tick):
             actions.extend(self.loaders.judge(now_ns))
         elif isinstance(event, ProgressSeen):
@@ -202,8 +204,7 @@ class Pipeload:
         else:
             self._lost = event
 
-    def _ask(self, event: AskUnit, now_ns: int, actions: list[Action]) -> None:
-        unit = event.unit
+    def _ask(self, unit: UnitNo, waiting: bool, now_ns: int, actions: list[Action]) -> None:
         if not 0 <= unit < len(self.units):
             actions.append(Refuse(unit, BadMessage.exit_code, f"unit {unit} of {len(self.units)} was asked for"))
             return
@@ -213,16 +214,16 @@ class Pipeload:
         if self._reach is not None and unit >= self._reach:
             self._reach = len(self.units)
             self._divide()
-        self._guess = None if event.waiting else unit
-        if not event.waiting and self._guessed is not None:
+        self._guess = None if waiting else unit
+        if not waiting and self._guessed is not None:
             # Compute guesses the next unit when it binds one: so the one before was no idle guess.
             self._guessed.guess, self._guessed = False, None
         slot = self.slots.content.get(unit)
         if slot is not None and slot.holds is ANNOUNCED:
             self._position, self._guess = unit + 1, None
-            slot.guess = slot.guess and not event.waiting
+            slot.guess = slot.guess and not waiting
             actions.append(Announce(slot.ticket, unit, slot.number, slot.kept))
-        elif event.waiting:
+        elif waiting:
             demand = self._demands.pop(unit) if unit in self._demands else _Demand()
             self._demands[unit] = demand  # the newest last
 

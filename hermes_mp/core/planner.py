@@ -33,7 +33,8 @@ MOST_LOADERS = 6
 TOLERANCE = 0.004  # a forecast that is better by less is no better: then fewer loaders and larger units win
 LOADER_SHARE, LOADER_S = 0.004, 0.001  # one more loader is to save so much of a pass, and so many seconds
 SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eighth more
-UNIT_S = 0.0002  # of compute, per streamed unit: to bind it and to talk about it
+UNIT_S = 0.0005  # of compute, per streamed unit: to bind it and to talk about it
+ORDER_S = 0.001  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
 LOADER_AT_WORK, DAEMON_AT_WORK = 11 << 20, 18 << 20  # what `DAEMON_NBYTES` and `LOADER_NBYTES` are the most of
 BOUND_BY_COMPUTE, BOUND_BY_DISK, BOUND_BY_WINDOW = "compute", "disk", "window"
 
@@ -273,7 +274,7 @@ def _flow(choice: _Choice, model: ModelProfile, device: DeviceProfile, first: bo
             lead_s += seconds
     slots = choice.slots if first else choice.window  # on the first pass residents are read like all the others,
     return Flow(  # and what is yet to come may lie in every slot
-        reads, holds, gaps, lead_s, choice.rates, max(1, slots), device.read_s,
+        reads, holds, gaps, lead_s, choice.rates, max(1, slots), device.read_s + ORDER_S,
         1 + model.beside_compute, 1 + model.beside_read,
     )  # fmt: skip
 

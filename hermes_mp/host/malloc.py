@@ -21,7 +21,7 @@ TUNABLES = {
 VARIABLE = "GLIBC_TUNABLES"
 
 M_MMAP_THRESHOLD = -3
-LARGE_NBYTES = 512 << 10
+LARGE_NBYTES = 64 << 10
 
 
 def environment() -> dict[str, str]:

@@ -255,7 +255,12 @@ def runner(model: Any, batch: int, tokens: int, steps: int = STEPS) -> Callable[
     """One run: a prompt and `steps` further tokens where the model generates, else as many passes."""
     inputs = {name: _real(value, model) for name, value in example_inputs(model, batch, tokens).items()}
     if not decodes(model):
-        return lambda: [model(**inputs) for _ in range(max(1, steps - 1))]
+
+        def passes() -> None:
+            for _ in range(max(1, steps - 1)):
+                model(**inputs)
+
+        return passes
     ids = inputs[model.main_input_name]
     settings = {"max_new_tokens": 1 + steps, "min_new_tokens": 1 + steps, "do_sample": False, "num_beams": 1}
     pad = {"pad_token_id": 0, "attention_mask": torch.ones_like(ids)}

@@ -292,8 +292,9 @@ class Simulation:
             self.asked = message.unit
             if message.waiting:
                 self.demanded.add(message.unit)
-        elif isinstance(message, UnitDone) and message.computed and message.ticket in self.daemon.slots.announced:
-            self.returned += 1
+        elif isinstance(message, UnitDone):
+            self.asked = message.ahead[0] if message.ahead else self.asked
+            self.returned += message.computed and message.ticket in self.daemon.slots.announced
         self.tell(message)
 
     def perhaps_again(self, what: Any, argument: Any) -> None:

@@ -17,8 +17,9 @@ def ask(unit: int, waiting: bool = True) -> Send:
     return Send(AskUnit(UnitNo(unit), waiting))
 
 
-def done(ticket: int, asked_ns: int, bound_ns: int, done_ns: int, computed: bool = True) -> Send:
-    return Send(UnitDone(Ticket(ticket), computed, asked_ns, bound_ns, done_ns))
+def done(ticket: int, asked_ns: int, bound_ns: int, done_ns: int, computed: bool = True, ahead: int = -1) -> Send:
+    guesses = () if ahead < 0 else (UnitNo(ahead),)
+    return Send(UnitDone(Ticket(ticket), computed, asked_ns, bound_ns, done_ns, guesses))
 
 
 def unused(ticket: int, now_ns: int) -> Send:
@@ -50,10 +51,51 @@ def test_a_right_guess_costs_no_message_and_no_stall() -> None:
     mind = Leasing(3)
     hold(mind, 0, 1)
     mind.handle(ready(2, 1), 40)
-    mind.done(UnitNo(0), 90)
+    assert mind.done(UnitNo(0), 90) == [done(1, 0, 0, 90, ahead=2)], "the next guess goes with the return"
     assert want(mind, 1, 100) == []
-    assert mind.begin(UnitNo(1), 101) == [ask(2, waiting=False)]
+    assert mind.begin(UnitNo(1), 101) == []
+    mind.handle(ready(3, 2), 120)
     assert mind.done(UnitNo(1), 150) == [done(2, 100, 101, 150)]
+    assert want(mind, 2, 160) == []
+
+
+def test_a_guess_that_went_with_a_return_may_come_before_the_present_unit_is_bound() -> None:
+    mind = Leasing(4)
+    hold(mind, 0, 1)
+    mind.handle(ready(2, 1), 40)
+    mind.done(UnitNo(0), 90)
+    mind.handle(ready(3, 2), 95)
+    assert want(mind, 1, 100) == []
+    assert mind.begin(UnitNo(1), 101) == []
+    assert mind.done(UnitNo(1), 150) == [done(2, 100, 101, 150, ahead=3)]
+
+
+def test_what_was_guessed_with_a_return_goes_back_where_another_unit_is_wanted() -> None:
+    mind = Leasing(9)
+    hold(mind, 0, 1)
+    mind.handle(ready(2, 1), 40)
+    assert mind.done(UnitNo(0), 90) == [done(1, 0, 0, 90, ahead=2)]
+    assert want(mind, 5, 100) == [unused(2, 100), ask(5)]
+    assert mind.handle(ready(3, 2), 110) == [unused(3, 110)]
+    mind.handle(ready(4, 5), 120)
+    assert mind.begin(UnitNo(5), 130) == [ask(6, waiting=False)]
+
+
+def test_whoever_waits_holds_no_guess() -> None:
+    """With two slots both would be held, and nothing could come."""
+    mind = Leasing(9)
+    hold(mind, 0, 1)
+    mind.handle(ready(2, 1), 40)
+    mind.done(UnitNo(0), 90)
+    mind.handle(ready(3, 2), 95)
+    assert want(mind, 6, 100) == [unused(2, 100), unused(3, 100), ask(6)]
+
+
+def test_a_return_after_an_exception_asks_for_nothing() -> None:
+    mind = Leasing(9)
+    hold(mind, 0, 1)
+    mind.handle(ready(2, 1), 40)
+    assert mind.done(UnitNo(0), 90, computed=False) == [done(1, 0, 0, 90, computed=False)]
 
 
 def test_a_guess_that_is_late_is_waited_for() -> None:

@@ -75,8 +75,8 @@ class Driver:
     def ask(self, unit: int, waiting: bool = True) -> list[Action]:
         return self.tell(AskUnit(UnitNo(unit), waiting))
 
-    def done(self, ticket: int, computed: bool = True) -> list[Action]:
-        return self.tell(UnitDone(Ticket(ticket), computed, 0, 0, 0))
+    def done(self, ticket: int, computed: bool = True, ahead: tuple[int, ...] = ()) -> list[Action]:
+        return self.tell(UnitDone(Ticket(ticket), computed, 0, 0, 0, tuple(map(UnitNo, ahead))))
 
 
 def load(loader: int, ticket: int, unit: int, slot: int, epoch: int = 1) -> Load:
@@ -201,6 +201,18 @@ def test_a_guess_is_announced_when_it_is_loaded() -> None:
     d.loaded(0, 1)
     assert d.ask(1, waiting=False) == []
     assert d.loaded(0, 3) == [announce(4, 1, 1), load(0, 5, 2, 2)]
+
+
+def test_a_return_may_bring_the_next_guess() -> None:
+    d = Driver(units=3, slots=3, loaders=1)
+    d.ask(0)
+    d.start(0)
+    d.loaded(0, 1)
+    d.ask(1, waiting=False)
+    assert d.loaded(0, 3) == [announce(4, 1, 1), load(0, 5, 2, 2)]
+    assert d.done(2, ahead=(2,)) == []
+    assert d.loaded(0, 5) == [announce(6, 2, 2)]
+    assert d.done(2, ahead=(9,)) == [Refuse(UnitNo(9), 40, "unit 9 of 3 was asked for")], "old news of a return"
 
 
 def test_a_waiting_ask_supersedes_an_unanswered_guess() -> None:

@@ -173,12 +173,13 @@ class World(RuleBasedStateMachine):
             self.waiting.add(unit % self.units)
         self.tell(AskUnit(UnitNo(unit % self.units), waiting))
 
-    @rule(data=st.data(), computed=st.booleans())
-    def compute_returns(self, data: st.DataObject, computed: bool) -> None:
+    @rule(data=st.data(), computed=st.booleans(), ahead=st.none() | st.integers(0, 7))
+    def compute_returns(self, data: st.DataObject, computed: bool, ahead: int | None) -> None:
         if self.held:
             ticket = data.draw(st.sampled_from(sorted(self.held)))
             del self.held[ticket]
-            self.tell(UnitDone(Ticket(ticket), computed, 0, 0, 0))
+            guesses = () if ahead is None else (UnitNo(ahead % self.units),)
+            self.tell(UnitDone(Ticket(ticket), computed, 0, 0, 0, guesses))
 
     @rule(more=st.booleans(), units=st.integers(0, 9))
     def compute_forecasts(self, more: bool, units: int) -> None:

@@ -137,7 +137,7 @@ def test_a_start_that_takes_more_than_running_counts() -> None:
 
 
 def test_a_small_model_needs_one_loader() -> None:
-    assert plan(DISK, model(granularity(None, (1, 0.001), (1, 0.001), (1, 0.001))), None).loaders == 1
+    assert plan(DISK, model(granularity(None, (1, 0.001), (1, 0.001), (1, 0.001))), 800 * MIB).loaders == 1
 
 
 def test_as_many_loaders_as_are_asked_for() -> None:
