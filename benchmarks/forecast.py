@@ -79,7 +79,7 @@ def case(directory: Path, disk: int, share: float, table: dict[str, Any]) -> tup
     """Print one line; the relative errors of time and peak."""
     low, high = (table["plans"][at]["budget_nbytes"] for at in (0, -1))
     budget = round((low + share * (high - low)) / MIB) * MIB
-    (plan,) = planned(directory, "--memory", budget, "--fresh")["plans"]  # machines that others use change by the minute
+    (plan,) = planned(directory, "--memory", budget, "--fresh")["plans"]  # speeds change by the minute
     forecast = plan["forecast"]
     seconds, peak = measured(directory, budget)
     errors = forecast["seconds"] / seconds - 1, forecast["peak_nbytes"] / peak - 1

@@ -13,6 +13,7 @@ import os
 import select
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def load(
     count_caller: bool = True,
     _slots: int | None = None,
     _room: int | None = None,
+    _window: int = 0,
     _eager: bool = True,
     _trace: str | None = None,
 ) -> Any:
@@ -72,7 +74,7 @@ def load(
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
     behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
     try:
-        made = _build(config, checkpoint, behind, count_caller, _room)
+        made = _build(config, checkpoint, behind, count_caller, _room, _window)
     except BaseException:
         behind.close()
         raise
@@ -82,7 +84,7 @@ def load(
 
 
 def _build(
-    config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None
+    config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None, window: int
 ) -> Any:
     from hermes_mp.models.choose_plan import Told, choose_plan
     from hermes_mp.models.footprint import check_call, check_generate
@@ -98,6 +100,8 @@ def _build(
         )
         chosen = choose_plan(traced, checkpoint, told)
         room, plan = chosen.room, chosen.plan
+    if window:
+        plan = replace(plan, window=window)
     prepared = traced.divide(room or None)  # 0: by layers, whatever a plan would say
     behind.supply.use(prepared.division.list)
     footprint, supply = prepared.footprint, behind.supply

@@ -126,6 +126,7 @@ class Wanted:
     threads: int | None = None
     dtype: str = "auto"
     slot: int | None = None
+    slots: int | None = None  # of pipeload, all of them for units that are streamed
 
     def regimes(self) -> Iterator[Regime]:
         for total in self.disks:

@@ -119,6 +119,7 @@ def worker_settings(wanted: Wanted, model: Model, subject: Subject, regime: Regi
         "threads": wanted.threads,
         "dtype": wanted.dtype,
         "room": unit_nbytes(subject.backend, regime, wanted.slot, model.facts.nbytes),
+        "slots": wanted.slots,
         "itemsize": model.facts.nbytes / model.facts.parameters,
     }
 

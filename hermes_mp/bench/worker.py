@@ -255,7 +255,8 @@ class Streamed(Subject):
         self.model = load(
             settings["directory"], loaders=settings["loaders"], memory=settings["memory"],
             context=settings["context"], batch=settings["batch"], dtype=settings["dtype"],
-            _slots=1 << 20 if whole else None, _room=settings["room"], _eager=False, _trace=settings.get("trace"),
+            _slots=1 << 20 if whole else settings["slots"], _window=0 if whole else settings["slots"] or 0,
+            _room=settings["room"], _eager=False, _trace=settings.get("trace"),
         )  # fmt: skip
         self.supply: Any = self.model._hermes_binder.supply
         self._count()

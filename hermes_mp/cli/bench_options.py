@@ -72,6 +72,7 @@ def _wanted_of(options: argparse.Namespace) -> Wanted:
         threads=options.threads,
         dtype=options.dtype,
         slot=_size_or_none(options.slot),
+        slots=options.slots,
     )
 
 
@@ -89,6 +90,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--slot", type=_size_text, default="none", metavar="SIZE",
         help="units of ours are at most so large: layers are cut (default: as planned)",
+    )  # fmt: skip
+    what.add_argument(
+        "--slots", type=_count, metavar="N",
+        help="slots of pipeload, with no residents (default: what --memory leaves, else one more than loaders)",
     )  # fmt: skip
     what.add_argument("--tokens", type=_count, default=32, metavar="N", help="of the input (default: %(default)s)")
     what.add_argument("--new-tokens", type=_count, default=8, metavar="N", help="generated (default: %(default)s)")

@@ -1,9 +1,10 @@
 """Compute's mind: which units it wants, holds and must return. It knows no socket, no torch and no slot's content.
 
 Around a module's forward the hooks call `want`, `begin`, `done`. The next unit is asked for as a guess while the
-present one computes, with the return of the last one where the present one has come by then: a message less. A wrong
-guess costs a read, never an answer: it is returned unused, at once where compute holds it already, else when it arrives. A resident is kept once it was used: binding it again costs no message, until it is
-recalled. Compute is single-threaded: it waits for one unit at a time, but may hold several.
+present one computes; where the present one had come before the last was done, with the return of the last. A wrong
+guess costs a read, never an answer: it is returned unused, at once where compute holds it already, else when it
+arrives. A resident is kept once it was used: binding it again costs no message, until it is recalled. Compute is
+single-threaded: it waits for one unit at a time, but may hold several.
 """
 
 from __future__ import annotations

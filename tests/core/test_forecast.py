@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hermes_mp.core.forecast import Flow, Pass, simulate
@@ -60,6 +60,7 @@ rates = st.lists(st.floats(1, 1e3), min_size=1, max_size=4).map(lambda found: (0
 
 
 @given(units, rates, st.integers(1, 15), st.floats(0, 1), st.floats(0, 10))
+@example([(1.0, 0.0, 0.0)] * 4, (0.0, 1.0, 1.0, 1.0), 3, 0.0, 0.0)  # passes of 6, 3, 3, 6, 3, 3 .. seconds
 def test_no_pass_beats_its_bounds_nor_a_serial_one(
     of: list[tuple[float, float, float]], rate: tuple[float, ...], window: int, read_s: float, lead_s: float
 ) -> None:
@@ -68,7 +69,7 @@ def test_no_pass_beats_its_bounds_nor_a_serial_one(
     compute_s = lead_s + sum(holds) + sum(gaps)
     serial_s = compute_s + sum(reads) / rate[1] * (len(rate) - 1) + read_s * len(reads)
     assert found.seconds >= compute_s * 0.999 - 1e-12
-    assert found.seconds >= sum(reads) / rate[-1] * 0.98 or window >= 2 * len(reads)
+    assert found.seconds >= sum(reads) / rate[-1] * 0.999
     assert found.seconds <= serial_s * 1.02 + 1e-3
     assert 0 <= found.stall_s <= found.seconds * (1 + 1e-9)
 
