@@ -9,6 +9,7 @@ It reads no weights but embedding rows; who asks for the figures, and where they
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -221,8 +222,8 @@ class Layers:
 
 
 def _typical(found: list[float]) -> float:
-    """The lower quartile: what else runs on the machine only ever adds."""
-    return sorted(found)[len(found) // 4]
+    """The median: what else runs on the machine will run beside the model, too."""
+    return statistics.median(found)
 
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:
