@@ -58,7 +58,7 @@ def load(
     `batch`: positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves
     it, or float32, float16, bfloat16.
 
-    With a budget glibc gives large blocks back at once (`mallopt`) in all of this process from then on.
+    Unless `memory` is None glibc gives blocks from 64 KiB back at once (`mallopt`) in all of this process from then on.
     Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
     MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, NeedsAllWeights,
     and DaemonLost within a second of the daemon's end.

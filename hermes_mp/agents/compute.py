@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.supplying import LinkedSupply
 from hermes_mp.errors import DaemonLost, HermesError, OutOfMemory
-from hermes_mp.host import memory
+from hermes_mp.host import malloc, memory
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
@@ -114,6 +114,8 @@ class _Compute:
         made = traced.divide(chosen.room)
         self.supply.use(made.division.list)
         limited, footprint = settings["memory"] is not None, made.footprint
+        if limited and not malloc.is_tuned():  # the user's GLIBC_TUNABLES win
+            malloc.keep_large_blocks_apart()
         model = stream(
             made.skeleton,
             made.division,

@@ -49,9 +49,11 @@ def listen(supply: LinkedSupply, lock: threading.RLock, closed: threading.Event)
     while not closed.wait(TURN_S):
         if lock.acquire(blocking=False):
             try:
-                supply.hear()
-            except HermesError:
-                return  # the next call will meet the same
+                if not closed.is_set():
+                    supply.hear()
+            except HermesError as error:
+                supply.lose(error)
+                return
             finally:
                 lock.release()
 
@@ -170,6 +172,10 @@ class LinkedSupply:
         if self._lost is None:
             self._send(PassEnded(time.monotonic_ns(), complete))
 
+    def lose(self, error: HermesError) -> None:
+        """From now on every call raises this, or what went wrong before."""
+        self._lost = self._lost or error
+
     def close(self) -> None:
         """After this every call raises DaemonLost."""
         if self._lost is None:
@@ -197,7 +203,7 @@ class LinkedSupply:
             self._send(action.message)
 
     def hear(self) -> None:
-        """Handle what has come; DaemonLost once nothing can."""
+        """Handle what has come, without waiting."""
         while self._receive(0.0):
             pass
 

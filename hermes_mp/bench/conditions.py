@@ -54,7 +54,7 @@ class Conditions:
         elif unit := unit_nbytes("pipeload", regime, None, model.facts.nbytes):
             texts.append(f"units of pipeload of at most {unit >> 20} MiB, as no planner knows what these readers reach")
         if wanted.slots is not None:
-            texts.append(f"pipeload has {wanted.slots} slots and no residents")
+            texts.append(f"pipeload streams through {wanted.slots} slots")
         knob = board.read_ahead_knob(directory)
         if regime.read_ahead_kib is not None:
             stack.enter_context(board.setting(knob, str(regime.read_ahead_kib)))

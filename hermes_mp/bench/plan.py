@@ -126,7 +126,7 @@ class Wanted:
     threads: int | None = None
     dtype: str = "auto"
     slot: int | None = None
-    slots: int | None = None  # of pipeload, all of them for units that are streamed
+    slots: int | None = None  # of pipeload, which streams through all of them
 
     def regimes(self) -> Iterator[Regime]:
         for total in self.disks:

@@ -94,12 +94,16 @@ def pipeline_s(wanted: Wanted, model: Model) -> float:
         raise Unavailable("the model does not fit into this machine's memory, so its computing time is not known")
     settings = worker_settings(wanted, model, Subject("pipeline", 1), Regime())
     with WorkerProcess(worker_words(settings), environment=malloc.environment()) as running:
-        for order in ("open", "first"):
+
+        def ask(order: str) -> dict[str, Any]:
             answer = running.ask(order)
             if "failed" in answer:
                 raise Unavailable(f"pipeline cannot be timed: {answer['failed']}")
-        found: list[float] = [running.ask("first")["seconds"] for _ in range(REFERENCES)]
-        return statistics.median(found)
+            return answer
+
+        ask("open")
+        ask("first")  # which loads
+        return statistics.median([float(ask("first")["seconds"]) for _ in range(REFERENCES)])
 
 
 def worker_settings(wanted: Wanted, model: Model, subject: Subject, regime: Regime) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def wanted_of(options: argparse.Namespace) -> Wanted:
     for flag, values in named.items():
         if not values:
             raise BadOption(f"nothing is run: {flag} names nothing", SEE)
+    if wanted.slots is not None and (wanted.memory != (None,) or wanted.cgroups != (None,)):
+        raise BadOption("--slots says how much memory pipeload has, and so do --memory and --cgroup", "name one")
     names = [model.rstrip("/").rpartition("/")[2] for model in wanted.models]  # by which groups and files are called
     if len(set(names)) < len(names):
         raise BadOption(f"several models have one name: {', '.join(wanted.models)}", "measure each in a run of its own")
@@ -93,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what.add_argument(
         "--slots", type=_count, metavar="N",
-        help="slots of pipeload, with no residents (default: what --memory leaves, else one more than loaders)",
+        help="slots of pipeload, all of which it streams through (default: by --memory, else one more than loaders)",
     )  # fmt: skip
     what.add_argument("--tokens", type=_count, default=32, metavar="N", help="of the input (default: %(default)s)")
     what.add_argument("--new-tokens", type=_count, default=8, metavar="N", help="generated (default: %(default)s)")

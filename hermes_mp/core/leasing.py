@@ -172,7 +172,7 @@ class Leasing:
             lease.asked_ns = lease.bound_ns = None
             return []
         following = self._following(unit)
-        there = following in self._leases and computed
+        there = computed and following != unit and following in self._leases
         return [self._return(lease, now_ns, lease.used, following if there else None)]
 
     def _recalled(self, recall: RecallUnit, now_ns: int) -> list[Action]:

@@ -216,7 +216,7 @@ class Pipeload:
             self._divide()
         self._guess = None if waiting else unit
         if not waiting and self._guessed is not None:
-            # Compute guesses the next unit when it binds one: so the one before was no idle guess.
+            # Compute guesses on once it has got the last guess: it binds that one, or returns it before it waits.
             self._guessed.guess, self._guessed = False, None
         slot = self.slots.content.get(unit)
         if slot is not None and slot.holds is ANNOUNCED:

@@ -75,13 +75,13 @@ class _Survey:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, self._fd)
         self._at = 0
-        self._done_nbytes = self._done_s = 0.0
+        self._done: dict[bool, tuple[int, float]] = {}  # bytes and seconds since `_pace` asked, by O_DIRECT or not
 
     def run(self, seconds: float) -> DeviceProfile:
         """The first way is measured whatever it takes, and of the others what there is time for.
 
-        A cap is kept over a second, not over the 80 ms that a way is tried for: no rate is above what all ways of one
-        kind reached one after the other, without a pause, when each was tried or when the best were tried again.
+        A cap is kept over a second, not over the 80 ms that a way is tried for: no rate is above what all direct
+        ways together reached, or all others, when each was tried or when the best were tried again.
         """
         began = time.perf_counter()
         deadline = began + seconds
@@ -107,10 +107,9 @@ class _Survey:
         return DeviceProfile(rates, self._read_s(rates))
 
     def _pace(self) -> float:
-        """Bytes per second of all that was read since the last call."""
-        nbytes, seconds = self._done_nbytes, self._done_s
-        self._done_nbytes = self._done_s = 0.0
-        return nbytes / seconds if seconds else 0.0
+        """Bytes per second since the last call, of all direct reads or of all others: whichever is more."""
+        done, self._done = self._done, {}
+        return max((nbytes / seconds for nbytes, seconds in done.values()), default=0.0)
 
     def _is_time(self, way: Way, rate: float, deadline: float) -> bool:
         """Whether one read of every reader is likely to end before the deadline, at `rate`."""
@@ -170,9 +169,8 @@ class _Survey:
         if failed:
             raise failed[0]
         seconds = time.perf_counter() - started
-        if direct == self._direct[0].direct:
-            self._done_nbytes += sum(done)
-            self._done_s += seconds
+        nbytes_before, seconds_before = self._done.get(direct, (0, 0.0))
+        self._done[direct] = nbytes_before + sum(done), seconds_before + seconds
         return sum(done) / seconds
 
 

@@ -18,6 +18,7 @@ TUNABLES = {
     "glibc.malloc.hugetlb": "1",
     "glibc.malloc.mmap_threshold": str(32 << 20),  # the most there is
 }
+TOGETHER = ("glibc.malloc.tcache_count", "glibc.malloc.mxfast")  # without these the heap grows
 VARIABLE = "GLIBC_TUNABLES"
 
 M_MMAP_THRESHOLD = -3
@@ -33,8 +34,9 @@ def environment() -> dict[str, str]:
 
 
 def is_tuned() -> bool:
-    """Whether this process was started in such an environment."""
-    return "glibc.malloc.tcache_count=0" in os.environ.get(VARIABLE, "").split(":")
+    """Whether this process was started in such an environment, or in one that keeps the heap together as well."""
+    words = os.environ.get(VARIABLE, "").split(":")
+    return all(f"{name}={value}" in words for name, value in TUNABLES.items() if name in TOGETHER)
 
 
 def keep_large_blocks_apart() -> None:

@@ -35,6 +35,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
         (("--memory", "1G"), "--memory takes sizes such as 700MiB, or none, not '1G'"),
         (("--disk", "slow"), "--disk takes as-is, MB/s, or none, not 'slow'"),
         (("--per-reader", "0x"), "--per-reader takes 2x, 6x or a number of MB/s, not '0x'"),
+        (("--slots", "9", "--memory", "1GiB"), "--slots says how much memory pipeload has"),
         (("--rounds", "0"), "argument --rounds: a whole number of at least 1, not '0'"),
         (("--peers", "llama.cpp"), "--peers llama.cpp needs --llama-bench PATH and --gguf PATH"),
         (("--peers", "llama.cpp", "--llama-bench", "/none", "--gguf", "/none"), "--llama-bench /none does not exist"),

@@ -91,6 +91,14 @@ def test_whoever_waits_holds_no_guess() -> None:
     assert want(mind, 6, 100) == [unused(2, 100), unused(3, 100), ask(6)]
 
 
+def test_a_return_does_not_ask_for_what_it_returns() -> None:
+    mind = keeping(3, (1, 2))  # so that unit 0 follows itself
+    mind.want(UnitNo(0), 10)
+    mind.handle(ready(20, 0), 10)
+    mind.begin(UnitNo(0), 10)
+    assert mind.done(UnitNo(0), 30) == [done(20, 10, 10, 30)]
+
+
 def test_a_return_after_an_exception_asks_for_nothing() -> None:
     mind = Leasing(9)
     hold(mind, 0, 1)

@@ -1,0 +1,61 @@
+"""The allocator's environment: ours unless the user has one, and told apart from one in which the heap grows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hermes_mp.host import malloc
+
+APART = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "tuned"),
+    [
+        ("", False),
+        (APART, True),
+        ("glibc.malloc.tcache_count=0", False),
+        ("glibc.malloc.tcache_count=7:glibc.malloc.mxfast=0", False),
+        (f"glibc.malloc.hugetlb=0:{APART}", True),
+    ],
+)
+def test_whether_the_heap_is_kept_together(theirs: str, tuned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(malloc.VARIABLE, theirs)
+    assert malloc.is_tuned() == tuned
+
+
+def test_what_the_user_tunes_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(malloc.VARIABLE, "glibc.malloc.hugetlb=0:glibc.rtm.skip=1")
+    words = malloc.environment()[malloc.VARIABLE].split(":")
+    assert words[:2] == ["glibc.malloc.hugetlb=0", "glibc.rtm.skip=1"]
+    assert sorted(word.partition("=")[0] for word in words[1:] if "malloc" in word) == sorted(
+        set(malloc.TUNABLES) - {"glibc.malloc.hugetlb"}
+    )
+    assert {**malloc.environment(), malloc.VARIABLE: ""} == {**os.environ, malloc.VARIABLE: ""}
+
+
+FREED = """
+import ctypes, os
+from hermes_mp.host import malloc, memory
+malloc.keep_large_blocks_apart() if {apart} else None
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [libc.malloc(100 << 10) for _ in range(300)]
+for block in blocks:
+    ctypes.memset(block, 1, 100 << 10)
+full = memory.quick(os.getpid()).private_nbytes
+for block in blocks[:-1]:  # the last one would keep a heap from shrinking
+    libc.free(block)
+print((full - memory.quick(os.getpid()).private_nbytes) >> 20)
+"""
+
+
+@pytest.mark.parametrize(("apart", "least", "most"), [(True, 28, 30), (False, 0, 10)])
+def test_blocks_that_are_kept_apart_go_when_they_are_freed(apart: bool, least: int, most: int) -> None:
+    words = [sys.executable, "-c", FREED.format(apart=apart)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert least <= int(done.stdout) <= most
