@@ -34,9 +34,10 @@ TOLERANCE = 0.004  # a forecast that is better by less is no better: then fewer 
 LOADER_SHARE, LOADER_S = 0.004, 0.001  # one more loader is to save so much of a pass, and so many seconds
 SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eighth more
 # By 28 runs of three models with units of 6 to 116 MiB, 1 to 6 loaders and 2 to 100 slots on two cores of a shared
-# x86-64 machine: with these forecasts were off by 9 % on average, without them by 16 % and too short with small units.
-UNIT_S = 0.001  # of compute, per streamed unit: to bind it, and what daemon and loader take from it meanwhile
-ORDER_S = 0.0014  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
+# x86-64 machine: with these forecasts were off by 8 % on average, without them by 16 % and too short with small units.
+UNIT_S = 0.0007  # of compute, per streamed unit: to bind it, and what daemon and loader take from it meanwhile
+ORDER_S = 0.001  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
+READ_S = 0.0006  # of the disk, per unit: not busy, or not with all readers, whatever their number
 LOADER_AT_WORK, DAEMON_AT_WORK = 11 << 20, 18 << 20  # what `DAEMON_NBYTES` and `LOADER_NBYTES` are the most of
 BOUND_BY_COMPUTE, BOUND_BY_DISK, BOUND_BY_WINDOW = "compute", "disk", "window"
 
@@ -267,7 +268,7 @@ def _flow(choice: _Choice, model: ModelProfile, device: DeviceProfile, first: bo
     for number, unit in enumerate(units):
         seconds = unit.first_s if first else unit.compute_s
         if number not in residents or first:
-            reads.append(float(unit.read_nbytes))
+            reads.append(unit.read_nbytes + READ_S * max(choice.rates))
             holds.append(seconds + UNIT_S)
             gaps.append(0.0)
         elif gaps:
