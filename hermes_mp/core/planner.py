@@ -241,8 +241,8 @@ def _choices(
     previous = 0.0
     for window in _windows(slots, count):
         streamed = 0 if slots >= count else total - saved[max(0, slots - window)]
-        overheads_s = 0.0 if slots >= count else UNIT_S * (count - max(0, slots - window))
-        bound_s = max(compute_s + overheads_s, streamed / fastest)
+        units = 0 if slots >= count else count - max(0, slots - window)
+        bound_s = max(compute_s + UNIT_S * units, streamed / fastest + READ_S * units)
         previous = max(previous, bound_s)
         yield _Choice(with_loaders(previous, loaders), loaders, rank, window, way, rates, granularity, slots)
 
