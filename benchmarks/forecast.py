@@ -128,7 +128,11 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as cache, capped_disk(directory, disk):
                     os.environ["XDG_CACHE_HOME"] = cache
                     table = planned(directory)
-                    errors += [case(directory, disk, share, table) for share in options.share or (0.0, 0.3, 0.7)]
+                    for share in options.share or (0.0, 0.3, 0.7):
+                        try:
+                            errors.append(case(directory, disk, share, table))
+                        except subprocess.CalledProcessError as error:  # which has said why
+                            print(f"{name:<14} {disk or 'as is'!s:>5} failed: exit code {error.returncode}")
             except Unavailable as error:
                 print(f"{name:<14} {disk:>5} skipped: {error}")
     times = sorted(abs(time_error) for time_error, _ in errors)

@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 def is_tuned() -> bool:
     """Whether this process was started in such an environment, or in one that keeps the heap together as well."""
     words = os.environ.get(VARIABLE, "").split(":")
-    return all(f"{name}={value}" in words for name, value in TUNABLES.items() if name in TOGETHER)
+    return all(f"{name}={TUNABLES[name]}" in words for name in TOGETHER)
 
 
 def keep_large_blocks_apart() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hermes_mp.core.forecast import Flow, Pass, simulate
+from hermes_mp.core.forecast import Flow, Pass, _passes, simulate
 
 
 def flow(units: int = 10, nbytes: float = 100.0, hold_s: float = 1.0, rates: tuple[float, ...] = (0.0, 100.0),
@@ -72,6 +74,16 @@ def test_no_pass_beats_its_bounds_nor_a_serial_one(
     assert found.seconds >= sum(reads) / rate[-1] * 0.999
     assert found.seconds <= serial_s * 1.02 + 1e-3
     assert 0 <= found.stall_s <= found.seconds * (1 + 1e-9)
+
+
+@given(units, rates, st.integers(1, 15), st.floats(0, 1), st.floats(0, 10))
+def test_what_passes_need_is_read_before_they_end(
+    of: list[tuple[float, float, float]], rate: tuple[float, ...], window: int, read_s: float, lead_s: float
+) -> None:
+    """Of the simulation itself: what `simulate` makes of a few passes is never below it anyway."""
+    reads, holds, gaps = zip(*of, strict=True)
+    passes = list(islice(_passes(Flow(reads, holds, gaps, lead_s, rate, window, read_s)), 7))
+    assert sum(one.seconds for one in passes) >= 7 * sum(reads) / rate[-1] * 0.999
 
 
 @given(units, st.floats(1, 1e3), st.integers(2, 10))
