@@ -23,3 +23,16 @@ def test_a_baseline_has_a_slot_for_every_layer(models: Path, tmp_path: Path, mod
         opened = worker.ask("open")
     layers = trace_model(find_checkpoint(model.directory), "auto", 8, 1).divide().division.list.units
     assert opened["units"] == opened["slots"] == len(layers) >= 3
+
+
+@pytest.mark.parametrize(("mode", "slots"), [("pipeload", 3), ("pipeline", None)])
+def test_slots_are_those_of_pipeload_alone(models: Path, tmp_path: Path, mode: str, slots: int | None) -> None:
+    model = open_model(str(models / "gpt2"), tmp_path, print)
+    wanted = Wanted((model.facts.name,), tokens=8, slot=16 << 10, slots=3)
+    settings = worker_settings(wanted, model, Subject(mode, 1), Regime())
+    with WorkerProcess(worker_words(settings), (), {"XDG_CACHE_HOME": str(tmp_path)}) as worker:
+        opened = worker.ask("open")
+        assert "failed" not in opened, opened
+        assert opened["slots"] == (slots or opened["units"])
+        assert opened["units"] > 3
+        assert worker.ask("first")["kind"] == "tokens"
