@@ -53,7 +53,7 @@ def test_a_signal(models: Path, home: Path, number: signal.Signals, moment: str)
         if moment == "importing":
             run.process("compute")
         else:
-            run.wait_for(lambda run: "units" in run.err)
+            run.wait_for(lambda run: "working on the answer" in run.err)  # a line of units comes 2 s later, if at all
         run.send(run.pid, number)
         ended = run.ended()
     assert ended.code == 128 + number
