@@ -29,11 +29,11 @@ from typing import Any
 
 from hermes_mp.bench.board import Unavailable, capped_disk, preferred, shmem_huge_pages, undo_when_ended
 from hermes_mp.bench.models import Model, open_model
-from hermes_mp.bench.plan import Subject, Wanted
-from hermes_mp.bench.process import WorkerProcess
+from hermes_mp.bench.plan import Regime, Subject, Wanted
+from hermes_mp.bench.process import WorkerProcess, worker_settings, worker_words
 from hermes_mp.bench.raw_read import RawReader, largest_file
-from hermes_mp.bench.reference import worker_settings, worker_words
 from hermes_mp.config import parse_size
+from hermes_mp.host import malloc
 from hermes_mp.host.arena import Arena
 
 Way = tuple[int, int]  # readers, and bytes of each read
@@ -71,7 +71,8 @@ class Worker:
         wanted = Wanted((), tokens=tokens, new_tokens=MANY_TOKENS)
         memory = None if options.memory == "none" else parse_size(options.memory)
         loaders = 0 if backend == "resident" else options.loaders
-        self.process = WorkerProcess(worker_words(worker_settings(wanted, model, Subject(backend, loaders, memory))))
+        settings = worker_settings(wanted, model, Subject(backend, loaders, memory), Regime())
+        self.process = WorkerProcess(worker_words(settings), environment=malloc.environment())
         self.opened = self._ask("open")
         self._ask("first")
 
@@ -141,8 +142,8 @@ def measure(case: str, model: Model, disk: int, options: argparse.Namespace) -> 
             resident = plain.run(count)["seconds"] / count
             with reading(reader, candidates[0], row["nbytes"] / row["seconds"]):
                 beside = plain.run(count)["seconds"] / count
-            each = [row[name] / count for name in ("seconds", "stalled_s", "nbytes")]
-            rounds.append(Round(raw, cold, *each, resident, beside))
+            seconds, stalled, read = (row[name] / count for name in ("seconds", "stalled_s", "nbytes"))
+            rounds.append(Round(raw, cold, seconds, stalled, read, resident, beside))
         return rounds, arena.pages
 
 
@@ -168,7 +169,7 @@ def reading(reader: RawReader, way: Way, rate: float) -> Iterator[None]:
 
 def line(case: str, disk: int, rounds: list[Round], pages: str) -> str:
     def median(name: str) -> float:
-        return statistics.median(getattr(one, name) for one in rounds)
+        return float(statistics.median(getattr(one, name) for one in rounds))
 
     return (
         f"{case:<20} {disk or 'as is'!s:>5} {pages:<14} {median('seconds'):>7.3f} {median('bound'):>7.3f} "

@@ -22,9 +22,9 @@ from hermes_mp.bench.conditions import Conditions
 from hermes_mp.bench.journal import GroupNote, Journal, PeakSample, Sample
 from hermes_mp.bench.models import Model
 from hermes_mp.bench.plan import OURS, Group, Subject, Wanted, in_turn
-from hermes_mp.bench.process import Peak, WorkerLost, WorkerProcess, sampling
+from hermes_mp.bench.process import Peak, WorkerLost, WorkerProcess, sampling, worker_settings, worker_words
 from hermes_mp.bench.raw import Raw
-from hermes_mp.bench.reference import AGAIN, Reference, worker_settings, worker_words
+from hermes_mp.bench.reference import AGAIN, Reference
 from hermes_mp.host import malloc
 
 BESIDE_ACCELERATE = 550 * 10**6  # of a limit: 270 MB for its process, the rest for the page cache, or it collapses

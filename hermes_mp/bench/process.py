@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from types import TracebackType
 from typing import Any
 
 from hermes_mp.bench.board import ControlGroup
+from hermes_mp.bench.models import Model
+from hermes_mp.bench.plan import Regime, Subject, Wanted, unit_nbytes
 from hermes_mp.errors import MissingPackage
 from hermes_mp.host import memory
 
@@ -188,3 +191,29 @@ def sampling(worker: WorkerProcess) -> Iterator[Peak]:
         thread.join()
         os.close(ended)
         peak.see(*worker.memory())
+
+
+def worker_settings(wanted: Wanted, model: Model, subject: Subject, regime: Regime) -> dict[str, Any]:
+    """What a worker is told of a row."""
+    context = None
+    if model.is_of_words:
+        context = wanted.tokens + (wanted.new_tokens + 1 if model.generates else 0)
+    return {
+        "backend": subject.backend,
+        "directory": str(model.directory),
+        "loaders": subject.loaders,
+        "memory": subject.memory,
+        "tokens": wanted.tokens,
+        "new_tokens": wanted.new_tokens,
+        "context": context,
+        "batch": wanted.batch,
+        "threads": wanted.threads,
+        "dtype": wanted.dtype,
+        "room": unit_nbytes(subject.backend, regime, wanted.slot, model.facts.nbytes),
+        "slots": wanted.slots,
+        "itemsize": model.facts.nbytes / model.facts.parameters,
+    }
+
+
+def worker_words(settings: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "hermes_mp.bench.worker", json.dumps(settings)]

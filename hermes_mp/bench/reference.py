@@ -1,19 +1,14 @@
-"""Computing with all weights in memory, measured every round: what no streaming can be faster than.
-
-And what a worker is told of a row, which is the same for the reference as for every other.
-"""
+"""Computing with all weights in memory, measured every round: what no streaming can be faster than."""
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 from typing import Any
 
 from hermes_mp.bench.board import Unavailable
 from hermes_mp.bench.models import Model
-from hermes_mp.bench.plan import Regime, Subject, Wanted, unit_nbytes
-from hermes_mp.bench.process import WorkerLost, WorkerProcess
+from hermes_mp.bench.plan import Regime, Subject, Wanted
+from hermes_mp.bench.process import WorkerLost, WorkerProcess, worker_settings, worker_words
 from hermes_mp.host import malloc, memory
 
 AGAIN = 2  # passes after the first, of a model that makes no tokens
@@ -104,29 +99,3 @@ def pipeline_s(wanted: Wanted, model: Model) -> float:
         ask("open")
         ask("first")  # which loads
         return statistics.median([float(ask("first")["seconds"]) for _ in range(REFERENCES)])
-
-
-def worker_settings(wanted: Wanted, model: Model, subject: Subject, regime: Regime) -> dict[str, Any]:
-    """What a worker is told of a row."""
-    context = None
-    if model.is_of_words:
-        context = wanted.tokens + (wanted.new_tokens + 1 if model.generates else 0)
-    return {
-        "backend": subject.backend,
-        "directory": str(model.directory),
-        "loaders": subject.loaders,
-        "memory": subject.memory,
-        "tokens": wanted.tokens,
-        "new_tokens": wanted.new_tokens,
-        "context": context,
-        "batch": wanted.batch,
-        "threads": wanted.threads,
-        "dtype": wanted.dtype,
-        "room": unit_nbytes(subject.backend, regime, wanted.slot, model.facts.nbytes),
-        "slots": wanted.slots,
-        "itemsize": model.facts.nbytes / model.facts.parameters,
-    }
-
-
-def worker_words(settings: dict[str, Any]) -> list[str]:
-    return [sys.executable, "-m", "hermes_mp.bench.worker", json.dumps(settings)]

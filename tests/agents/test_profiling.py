@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 from pathlib import Path
 
@@ -51,6 +52,22 @@ def test_a_device_is_measured_every_way_there_is_time_for(large_file: Path) -> N
     assert (1, diskspeed.CHUNKS[0], True) in ways or all(not direct for _, _, direct in ways)
     assert all(1e6 < rate.nbytes_per_s < 1e12 for rate in found.rates)
     assert 0 < found.read_s < 1
+
+
+def test_how_fast_the_page_cache_is_copied_tells_nothing_of_a_device(large_file: Path) -> None:
+    """Pages that are mapped cannot be dropped: a model that plain transformers has open."""
+    with open(large_file, "rb") as file:
+        os.fsync(file.fileno())
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped.find(b"hermes") <= len(mapped)  # which looks at every page
+            found = diskspeed.measure_device(large_file, 1.0)
+        assert found is not None
+        if not any(rate.direct for rate in found.rates):
+            pytest.skip("no O_DIRECT here")
+        assert all(rate.direct for rate in found.rates)
+        dropped = diskspeed.measure_device(large_file, 1.0)
+        assert dropped is not None
+        assert any(not rate.direct for rate in dropped.rates)
 
 
 def test_without_time_one_way_is_measured(large_file: Path) -> None:

@@ -8,8 +8,7 @@ import pytest
 
 from hermes_mp.bench.models import open_model
 from hermes_mp.bench.plan import Regime, Subject, Wanted
-from hermes_mp.bench.process import WorkerProcess
-from hermes_mp.bench.reference import worker_settings, worker_words
+from hermes_mp.bench.process import WorkerProcess, worker_settings, worker_words
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.models.prepare import trace_model
 
