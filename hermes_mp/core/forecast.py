@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hermes_mp.core.pipeload_words import Limits
+
 MOST_PASSES = 6
 AGREE = 0.002  # two passes that differ by less are the steady state
 
@@ -70,6 +72,7 @@ def _passes(flow: Flow) -> Iterator[Pass]:
     """Pass after pass, from nothing loaded."""
     reads, holds, gaps, rates = flow.reads, flow.holds, flow.gaps, flow.rates
     count, loaders, window, read_s = len(reads), flow.loaders, flow.window, flow.read_s
+    orders = Limits().orders * loaders
     now = began = stalled = 0.0
     starting: deque[tuple[float, int]] = deque()  # reads ordered, whose first byte is still to come: (when, which)
     left: list[float] = []  # bytes left of the reads that go on
@@ -79,7 +82,7 @@ def _passes(flow: Flow) -> Iterator[Pass]:
     wanted = 0  # the streamed unit that compute wants or holds
     work, phase = flow.lead_s, 0  # phase 0: before it asks for `wanted`; 1: waits for it; 2: holds it
     while True:
-        while started - released < window and len(left) + len(starting) < loaders:
+        while started - released < window and len(left) + len(starting) < orders:
             starting.append((now + read_s, started))
             started += 1
         if phase == 1 and wanted in loaded:
@@ -94,8 +97,8 @@ def _passes(flow: Flow) -> Iterator[Pass]:
             if phase != 1:
                 speed /= flow.slow_reads
             step = min(step, min(left) / speed)
-        if starting:
-            step = min(step, starting[0][0] - now)
+        if starting and busy < loaders:
+            step = min(step, max(0.0, starting[0][0] - now))
         now += step
         if phase == 1:
             stalled += step
@@ -112,7 +115,7 @@ def _passes(flow: Flow) -> Iterator[Pass]:
                     left[keep], which[keep] = rest, which[index]
                     keep += 1
             del left[keep:], which[keep:]
-        while starting and starting[0][0] <= now + 1e-12:
+        while starting and starting[0][0] <= now + 1e-12 and len(left) < loaders:
             unit = starting.popleft()[1]
             left.append(reads[unit % count])
             which.append(unit)

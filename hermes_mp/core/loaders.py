@@ -1,5 +1,7 @@
-"""Who loads: each loader's present incarnation, the slot it holds, and when it last made progress.
+"""Who loads: each loader's present incarnation, the slots it holds, and when it last made progress.
 
+A loader reads one unit at a time and may hold the order of its next one: it then begins that without a word from
+anyone, and the disk does not wait for three processes to wake up in turn.
 News of an elder incarnation is recognised by its epoch. It knows no unit's demand and no policy of slots.
 """
 
@@ -14,31 +16,32 @@ from hermes_mp.messages import Epoch, LoaderNo, LoadFailed, Ticket, UnitLoaded
 
 
 class Loader:
-    """One incarnation of a loader."""
+    """One incarnation of a loader; `slots` are those it is to fill, in this order."""
 
-    __slots__ = ("counter", "epoch", "killed", "number", "progress_ns", "slot")
+    __slots__ = ("counter", "epoch", "killed", "number", "progress_ns", "slots")
 
     def __init__(self, number: LoaderNo, epoch: Epoch) -> None:
         self.number = number
         self.epoch = epoch
-        self.slot: Slot | None = None
+        self.slots: list[Slot] = []
         self.counter = 0
         self.progress_ns = 0
         self.killed = False
 
 
 class Loaders:
-    """All incarnations that may still write; `idle` are those that can be given work, idle longest first."""
+    """All incarnations that may still write."""
 
     def __init__(self, limits: Limits) -> None:
-        self.idle: list[Loader] = []
         self._limits = limits
         self._alive: dict[tuple[LoaderNo, Epoch], Loader] = {}
         self._epochs: dict[LoaderNo, Epoch] = {}
+        self._idle: list[Loader] = []  # can be given work; idle longest first
+        self._reading: list[Loader] = []  # can be given one order more; the one that began its unit first comes first
 
-    def busy(self) -> Iterator[tuple[Loader, Slot]]:
-        """Those that hold a slot, with it."""
-        return ((loader, loader.slot) for loader in self._alive.values() if loader.slot is not None)
+    def can_take(self) -> bool:
+        """Whether some loader can be given another order."""
+        return bool(self._idle) or self._next_reading() is not None
 
     def started(self, number: LoaderNo, epoch: Epoch) -> bool:
         """A new incarnation is there; False for old news."""
@@ -46,75 +49,105 @@ class Loaders:
         if before is not None and epoch <= before:
             return False
         if before is not None:
-            # Its elder may still be writing: it gets no more work, and its slot stays lent until it is gone.
-            elder = self._alive.get((number, before))
-            if elder in self.idle:
-                self.idle.remove(elder)
+            # Its elder may still be writing: it gets no more work, and its slots stay lent until it is gone.
+            self._give_nothing_more(self._alive.get((number, before)))
         self._epochs[number] = epoch
         loader = self._alive[number, epoch] = Loader(number, epoch)
-        self.idle.append(loader)
+        self._idle.append(loader)
         return True
 
-    def gone(self, number: LoaderNo, epoch: Epoch) -> Slot | None:
-        """The process is no more; the slot that it held, which nobody writes to any longer."""
+    def gone(self, number: LoaderNo, epoch: Epoch) -> list[Slot]:
+        """The process is no more; the slots that it held, which nobody writes to any longer."""
         if epoch > self._epochs.get(number, Epoch(-1)):
             self._epochs[number] = epoch  # its late `LoaderStarted` is then old news
         loader = self._alive.pop((number, epoch), None)
         if loader is None:
-            return None
-        if loader in self.idle:
-            self.idle.remove(loader)
-        return loader.slot
+            return []
+        self._give_nothing_more(loader)
+        return loader.slots
 
     def give(self, slot: Slot, now_ns: int) -> Loader:
-        """The loader that is to fill `slot`: the one that has been idle longest."""
-        loader = self.idle.pop(0)
-        loader.slot, loader.progress_ns = slot, now_ns
+        """The loader that is to fill `slot`: the one idle longest, else the one that is likely to be idle first."""
+        if self._idle:
+            loader = self._idle.pop(0)
+            loader.progress_ns = now_ns
+        else:
+            found = self._next_reading()
+            assert found is not None
+            loader = found
+            self._reading.remove(loader)
+        loader.slots.append(slot)
+        self._put(loader)
         return loader
 
-    def take(self, news: UnitLoaded | LoadFailed) -> Slot | None:
+    def take(self, news: UnitLoaded | LoadFailed, now_ns: int) -> Slot | None:
         """End the load that `news` is about and return its slot; None for old or repeated news."""
         if news.epoch != self._epochs.get(news.loader):
             return None
         loader = self._alive.get((news.loader, news.epoch))
-        if loader is None or loader.slot is None or loader.slot.ticket != news.ticket:
+        slot = None if loader is None else next((one for one in loader.slots if one.ticket == news.ticket), None)
+        if loader is None or slot is None:
             return None
-        slot, loader.slot = loader.slot, None
+        loader.slots.remove(slot)
+        loader.progress_ns = now_ns
         if not loader.killed:
-            self.idle.append(loader)
+            self._give_nothing_more(loader)
+            self._put(loader)
         return slot
 
     def seen(self, number: LoaderNo, epoch: Epoch, counter: int, now_ns: int) -> None:
-        """A look at a loader's progress counter: if it moved, its load is not late."""
+        """A look at a loader's progress counter: if it moved, its loads are not late."""
         loader = self._alive.get((number, epoch))
         if loader is not None and loader.counter != counter:
             loader.counter, loader.progress_ns = counter, now_ns
-            if loader.slot is not None:
-                loader.slot.late = False
+            for slot in loader.slots:
+                slot.late = False
 
     def judge(self, now_ns: int) -> Iterator[Kill]:
         """Mark the loads that make no progress as late; name the loaders that have made none for too long."""
-        for loader, slot in self.busy():
-            if loader.killed:
-                continue
+        for loader in self._busy():
             still_ns = now_ns - loader.progress_ns
-            slot.late = still_ns >= self._limits.soft_ns
+            for slot in loader.slots:
+                slot.late = still_ns >= self._limits.soft_ns
             if still_ns >= self._limits.hard_ns:
                 loader.killed = True
-                why = f"no progress for {still_ns / 1e9:.1f} s while loading unit {slot.unit}"
+                self._give_nothing_more(loader)
+                why = f"no progress for {still_ns / 1e9:.1f} s while loading unit {loader.slots[0].unit}"
                 yield Kill(loader.number, loader.epoch, why)
 
-    def deadlines_ns(self) -> Iterator[int]:
+    def wake_ns(self) -> int | None:
         """When `judge` can come to another verdict than now."""
-        limits = self._limits
-        for loader, slot in self.busy():
-            if not loader.killed:
-                yield loader.progress_ns + (limits.hard_ns if slot.late else limits.soft_ns)
+        soft_ns, hard_ns = self._limits.soft_ns, self._limits.hard_ns
+        times = [one.progress_ns + (hard_ns if one.slots[0].late else soft_ns) for one in self._busy()]
+        return min(times, default=None)
+
+    def _busy(self) -> list[Loader]:
+        return [loader for loader in self._alive.values() if loader.slots and not loader.killed]
+
+    def _next_reading(self) -> Loader | None:
+        return next((loader for loader in self._reading if not loader.slots[0].late), None)
+
+    def _put(self, loader: Loader) -> None:
+        """Behind those that are as far: a loader that can be given work, and was in no list."""
+        if not loader.slots:
+            self._idle.append(loader)
+        elif len(loader.slots) < self._limits.orders:
+            self._reading.append(loader)
+
+    def _give_nothing_more(self, loader: Loader | None) -> None:
+        for those in (self._idle, self._reading):
+            if loader in those:
+                those.remove(loader)
 
     def check(self, lent: dict[Ticket, Slot]) -> None:
-        """I5 a loader has at most one ticket, and every lent slot a loader."""
-        held = [slot for _, slot in self.busy()]
+        """I5 a loader has no more tickets than it may have orders, and every lent slot has a loader."""
+        most = self._limits.orders
+        held = [slot for loader in self._alive.values() for slot in loader.slots]
+        if any(len(loader.slots) > most for loader in self._alive.values()):
+            raise InvariantBroken(f"I5 a loader has at most {most} tickets")
         if len(held) != len(lent) or any(lent.get(slot.ticket) is not slot for slot in held):
-            raise InvariantBroken("I5 a loader has at most one ticket, and every lent slot a loader")
-        if any(loader.slot is not None or loader.killed for loader in self.idle):
+            raise InvariantBroken("I5 every lent slot has a loader")
+        if any(loader.slots or loader.killed for loader in self._idle):
             raise InvariantBroken("I5 an idle loader has no ticket")
+        if any(not 0 < len(loader.slots) < most or loader.killed for loader in self._reading):
+            raise InvariantBroken("I5 a loader that can be given its next order reads, and has room for it")

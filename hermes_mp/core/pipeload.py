@@ -143,19 +143,19 @@ class Pipeload:
 
     def wake_ns(self) -> int | None:
         """When the next `Tick` (after a `ProgressSeen` of every busy loader) can make a difference."""
-        limits = self._limits
-        times = list(self.loaders.deadlines_ns())
-        if self._demands and self.slots.announced:
-            since = max(self._moved_ns, self._recalled_ns)
-            waits = since + limits.doubt_ns, since + limits.patience_ns
-            times.extend(time_ns for time_ns in waits if time_ns > self._now_ns)
-        return min(times, default=None)
+        wake_ns = self.loaders.wake_ns()
+        if not self._demands or not self.slots.announced:
+            return wake_ns
+        since = max(self._moved_ns, self._recalled_ns)
+        waits = since + self._limits.doubt_ns, since + self._limits.patience_ns
+        times = [wake_ns] if wake_ns is not None else []
+        return min([*times, *(time_ns for time_ns in waits if time_ns > self._now_ns)], default=None)
 
     # --- facts
 
     def _apply(self, event: Event, now_ns: int, actions: list[Action]) -> None:
         if isinstance(event, UnitLoaded):
-            slot = self.loaders.take(event)
+            slot = self.loaders.take(event, now_ns)
             if slot is not None:
                 self._failed.discard(slot.unit)
                 self.slots.fill(slot, event.nbytes)
@@ -174,15 +174,14 @@ class Pipeload:
         elif isinstance(event, ProgressSeen):
             self.loaders.seen(event.loader, event.epoch, event.counter, now_ns)
         elif isinstance(event, LoadFailed):
-            slot = self.loaders.take(event)
+            slot = self.loaders.take(event, now_ns)
             if slot is not None:
                 self._load_failed(slot, event)
         elif isinstance(event, LoaderStarted):
             if self.loaders.started(event.loader, event.epoch):
                 self._lost = None
         elif isinstance(event, LoaderGone):
-            slot = self.loaders.gone(event.loader, event.epoch)
-            if slot is not None:
+            for slot in self.loaders.gone(event.loader, event.epoch):
                 self.slots.drop(slot)
         elif isinstance(event, PassForecast):
             self._forecast(event)
@@ -304,7 +303,7 @@ class Pipeload:
 
     def _load_demands(self, now_ns: int, actions: list[Action]) -> None:
         for unit in reversed(list(self._demands)) if self._demands else ():
-            if not self.loaders.idle:
+            if not self.loaders.can_take():
                 return
             if self._demands[unit].failures < TRIES and self._missing(unit):
                 slot = self._slot_for_demand(unit, now_ns)
@@ -324,7 +323,7 @@ class Pipeload:
 
     def _read_ahead(self, now_ns: int, actions: list[Action]) -> None:
         count, first = self._cycle(), self._position
-        if not self._may_read_ahead or not self.loaders.idle or len(self.slots.content) == len(self.units):
+        if not self._may_read_ahead or not self.loaders.can_take() or len(self.slots.content) == len(self.units):
             return
         window_full = False
         for distance in range(count if self._more else count - first):
@@ -336,7 +335,7 @@ class Pipeload:
             slot = self._slot_for_guess(unit, distance)
             if slot is not None:
                 self._lend(slot, unit, now_ns, actions)
-                if not self.loaders.idle:
+                if not self.loaders.can_take():
                     return
             elif unit in self.residents or window_full or not self._residents_missing():
                 return  # whatever comes later in the order has a weaker claim to a slot
@@ -470,9 +469,9 @@ class Pipeload:
         slots = self.slots
         if unit in slots.content or self._lost is not None:
             return False  # then it should have been announced, or refused
-        if unit in slots.loading or not self.loaders.idle or not slots.all:
+        if unit in slots.loading or not self.loaders.can_take() or not slots.all:
             return True
-        # A loader is idle: then there must be no slot to take, and one that somebody will give back.
+        # A loader can be given it: then there must be no slot to take, and one that somebody will give back.
         empty, streamed, _ = self._candidates()
         coming = any(not slot.kept or slot.recalled for slot in slots.announced.values())
         return empty is None and streamed is None and (coming or bool(slots.lent))

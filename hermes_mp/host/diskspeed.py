@@ -1,8 +1,9 @@
 """How fast a device gives weights: raw rates by number of readers, size of reads, and O_DIRECT against buffered.
 
 Threads read the user's own file through the loaders' read path into an arena of the loaders' kind of pages; `preadv`
-leaves the interpreter to the others. Nothing is written, and what the page cache held of the file before is dropped
-before a buffered read; where it cannot be, only direct reads are measured. It takes the seconds it is given: what a slow disk leaves no time for is left out.
+leaves the interpreter to the others. Nothing is written. What the page cache held of the file is dropped before a
+buffered read; where it stays, only direct reads are measured. It takes the seconds it is given: what a slow disk
+leaves no time for is left out.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter, deque
+from dataclasses import replace
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
@@ -93,7 +94,8 @@ class Simulation:
         self.order = 0
         self.links: dict[Any, int] = {}
         sizes = [rng.randint(1, PIECES) if rng.random() < 0.2 else PIECES for _ in range(self.units)]
-        self.daemon = pipeload.Pipeload(sizes, PIECES, loaders, window, limits=LIMITS)
+        limits = replace(LIMITS, orders=rng.choice((1, 2, 2, 3)))
+        self.daemon = pipeload.Pipeload(sizes, PIECES, loaders, window, limits=limits)
         self.sizes = sizes
         self.max_slots = 8
         self.memory: list[list[Any] | None] = [None] * self.max_slots

@@ -23,8 +23,9 @@ def flow(units: int = 10, nbytes: float = 100.0, hold_s: float = 1.0, rates: tup
         (flow(hold_s=0.5), 10.0, 5.0),  # the disk is slower: it never rests
         (flow(window=1), 20.0, 10.0),  # one slot: read, compute, read, compute
         (flow(window=1, read_s=0.5), 25.0, 15.0),
-        (flow(hold_s=0.5, read_s=0.5), 15.0, 10.0),  # one loader cannot hide what passes before the first byte
-        (flow(hold_s=0.5, read_s=0.5, rates=(0.0, 100.0, 100.0), window=3), 10.0, 5.0),  # two can
+        (flow(hold_s=0.5, read_s=0.5), 10.0, 5.0),  # the next order is there before the read has ended
+        (flow(hold_s=0.5, read_s=0.8), 11.5, 6.5),  # unless that takes longer than the read: with two slots
+        (flow(hold_s=0.5, read_s=0.8, window=3), 10.0, 5.0),
         (flow(hold_s=0.1, rates=(0.0, 100.0, 200.0), window=3), 5.0, 4.0),  # two loaders, each of its own rate
         (flow(hold_s=0.5, lead_s=3.0), 12.0, 4.0),  # in the lead two units are read, then the window is full
         (flow(hold_s=0.5, lead_s=3.0, window=3), 11.0, 3.0),  # nine reads are still to come

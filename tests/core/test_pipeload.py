@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hermes_mp.core.pipeload import (
@@ -41,14 +43,16 @@ from hermes_mp.messages import (
 )
 
 S = 1_000_000_000
-LIMITS = Limits(soft_ns=2 * S, hard_ns=20 * S, doubt_ns=S // 10, patience_ns=3 * S)
+LIMITS = Limits(soft_ns=2 * S, hard_ns=20 * S, doubt_ns=S // 10, patience_ns=3 * S, orders=1)
 
 
 class Driver:
     """A daemon's mind under check, with words for its events."""
 
-    def __init__(self, units: int, slots: int, loaders: int, window: int | None = None, more: bool = False) -> None:
-        self.mind = Pipeload([10] * units, 10, loaders, window, more, LIMITS)
+    def __init__(
+        self, units: int, slots: int, loaders: int, window: int | None = None, more: bool = False, orders: int = 1
+    ) -> None:
+        self.mind = Pipeload([10] * units, 10, loaders, window, more, replace(LIMITS, orders=orders))
         self.now = 0
         for slot in range(slots):
             self.tell(SlotAdded(SlotNo(slot)))
@@ -245,6 +249,76 @@ def test_a_wrong_guess_comes_back_unused() -> None:
 def test_an_ask_for_a_unit_that_is_not_there_is_refused() -> None:
     d = Driver(units=3, slots=1, loaders=1)
     assert d.ask(3) == [Refuse(UnitNo(3), 40, "unit 3 of 3 was asked for")]
+
+
+# --- the next order, given while the loader still reads
+
+
+def test_a_loader_has_its_next_order_before_it_has_ended_the_first() -> None:
+    d = Driver(units=9, slots=2, loaders=1, orders=2)
+    assert d.start(0) == [load(0, 1, 0, 0), load(0, 2, 1, 1)]
+    assert d.ask(0) == []
+    assert d.loaded(0, 1) == [announce(3, 0, 0)]
+    assert d.done(3) == [load(0, 4, 2, 0)]  # while it reads unit 1
+    assert d.done(3) == []
+    assert d.ask(1) == []
+    assert d.loaded(0, 2) == [announce(5, 1, 1)]
+
+
+def test_idle_loaders_come_first_then_the_one_that_began_first() -> None:
+    d = Driver(units=9, slots=0, loaders=2, window=5, orders=2)
+    d.start(1)
+    d.start(0)
+    given = [d.tell(SlotAdded(SlotNo(slot))) for slot in range(5)]
+    assert given == [[load(1, 1, 0, 0)], [load(0, 2, 1, 1)], [load(1, 3, 2, 2)], [load(0, 4, 3, 3)], []]
+    assert d.loaded(1, 1) == [load(1, 5, 4, 4)]
+
+
+def test_a_waiting_ask_is_ordered_of_a_loader_that_reads() -> None:
+    d = Driver(units=9, slots=3, loaders=1, window=3, orders=2)
+    d.ask(0)
+    assert d.start(0) == [load(0, 1, 0, 0), load(0, 2, 1, 1)]
+    assert d.ask(7) == []  # it has two orders
+    assert d.loaded(0, 1) == [announce(3, 0, 0), load(0, 4, 7, 2)]  # before any prediction
+
+
+def test_a_loader_that_is_gone_had_two_units() -> None:
+    d = Driver(units=2, slots=2, loaders=2, orders=2)
+    assert d.start(0) == [load(0, 1, 0, 0), load(0, 2, 1, 1)]
+    assert d.start(1) == []
+    assert d.gone(0) == [load(1, 3, 0, 0), load(1, 4, 1, 1)]
+
+
+def test_a_late_loader_gets_no_further_order() -> None:
+    d = Driver(units=9, slots=1, loaders=1, orders=2)
+    d.ask(0)
+    assert d.start(0) == [load(0, 1, 0, 0)]
+    assert d.tell(Tick(), at=2.0) == []
+    assert d.tell(SlotAdded(SlotNo(1))) == []
+    assert d.tell(ProgressSeen(LoaderNo(0), Epoch(1), 1)) == [load(0, 2, 1, 1)]
+
+
+def test_both_units_of_a_late_loader_are_read_by_another() -> None:
+    d = Driver(units=2, slots=4, loaders=2, window=4, orders=2)
+    assert d.start(0) == [load(0, 1, 0, 0), load(0, 2, 1, 1)]
+    assert d.start(1) == []
+    assert d.tell(Tick(), at=2.0) == [load(1, 3, 0, 2), load(1, 4, 1, 3)]
+    assert d.tell(Tick(), at=20.0)[0] == Kill(LoaderNo(0), Epoch(1), "no progress for 20.0 s while loading unit 0")
+
+
+def test_a_killed_loader_gets_no_further_order() -> None:
+    d = Driver(units=9, slots=1, loaders=1, orders=2)
+    d.start(0)
+    d.tell(Tick(), at=20.0)
+    assert d.tell(SlotAdded(SlotNo(1))) == []
+    assert d.tell(ProgressSeen(LoaderNo(0), Epoch(1), 1)) == []
+
+
+def test_the_clock_of_the_next_unit_starts_when_the_first_is_there() -> None:
+    d = Driver(units=9, slots=2, loaders=1, orders=2)
+    d.start(0)
+    d.tell(UnitLoaded(LoaderNo(0), Epoch(1), Ticket(1), 10, True, 0, 0), at=1.5)
+    assert d.mind.wake_ns() == int(3.5 * S)
 
 
 # --- the end of a pass

@@ -6,6 +6,8 @@ The model beside it is the world: which process may still write where, and what 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -53,10 +55,11 @@ class World(RuleBasedStateMachine):
         loaders=st.integers(1, 4),
         window=st.none() | st.integers(1, 4),
         slots=st.integers(0, 5),
+        orders=st.integers(1, 3),
     )
-    def begin(self, units: int, loaders: int, window: int | None, slots: int) -> None:
-        self.units = units
-        self.mind = Pipeload([10] * units, 10, loaders, window, limits=LIMITS)
+    def begin(self, units: int, loaders: int, window: int | None, slots: int, orders: int) -> None:
+        self.units, self.orders = units, orders
+        self.mind = Pipeload([10] * units, 10, loaders, window, limits=replace(LIMITS, orders=orders))
         self.now = 0
         self.slots: set[int] = set()
         self.epochs = dict.fromkeys(range(4), 0)
@@ -81,7 +84,8 @@ class World(RuleBasedStateMachine):
                 assert who in self.up
                 assert who not in self.killed
                 assert self.epochs[action.loader] == action.epoch
-                assert all((load.loader, load.epoch) != who for load in self.flying.values()), "one ticket at a time"
+                orders = sum((load.loader, load.epoch) == who for load in self.flying.values())
+                assert orders < self.orders, "no more tickets at a time"
                 assert action.slot in self.slots
                 assert all(load.slot != action.slot for load in self.flying.values()), "a read may land there"
                 assert all(lease.slot != action.slot for lease in self.held.values()), "compute reads there"
