@@ -23,6 +23,7 @@ SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 CPU_SHARES = 262144  # the most there is: 256 times what everything else together has
 EMPTY_S = 5.0
 GIVE_UP_S = 30.0
+READ_CAP = "blkio.throttle.read_bps_device"
 PREFIX = "hermes-bench-"
 _numbers = itertools.count()
 
@@ -43,6 +44,10 @@ class ControlGroup:
 
     def read(self, knob: str) -> str:
         return (self.folder / knob).read_text()
+
+    def write(self, knob: str, value: str) -> None:
+        """OSError where the kernel does not take it."""
+        (self.folder / knob).write_text(value)
 
 
 @contextlib.contextmanager
@@ -133,8 +138,13 @@ def read_cap(path: Path, nbytes_per_s: float) -> Iterator[ControlGroup]:
     disk = disk_of(path)
     if not Path(f"/sys/dev/block/{disk}").exists():
         raise Unavailable(f"{path} lies on no block device that could be throttled")
-    with control_group("blkio", "blkio.throttle.read_bps_device", f"{disk} {round(nbytes_per_s)}") as group:
+    with control_group("blkio", READ_CAP, f"{disk} {round(nbytes_per_s)}") as group:
         yield group
+
+
+def change_cap(group: ControlGroup, path: Path, nbytes_per_s: float) -> None:
+    """Another rate for a group of `read_cap`, from now on."""
+    group.write(READ_CAP, f"{disk_of(path)} {round(nbytes_per_s)}")
 
 
 @contextlib.contextmanager

@@ -26,17 +26,19 @@ class Conditions:
         self.disk: list[ControlGroup] = []
         self.readers: list[ControlGroup] = []
         self.rate = group.regime.per_reader
+        self._next_s: float | None = None  # measured, and for the round that is to come
+        self._regime, self._model, self._wanted = group.regime, model, wanted
         self._cgroup = group.cgroup
         self._limits: dict[Subject, ControlGroup] = {}
         self._stack = stack
         regime, directory = group.regime, model.directory
         texts = []
         if regime.factor is not None:
-            compute_s = pipeline_s(wanted, model)
-            self.rate = reader_rate(model.facts.nbytes, compute_s, regime.factor)
+            self._next_s = self._pipeline_s()
             texts.append(
-                f"pipeline computes for {compute_s:.3f} s once everything is loaded, so each reader (a loader; or a "
-                f"backend that reads by itself, all its threads together) is capped at {self.rate / 1e6:.0f} MB/s"
+                f"each reader (a loader; or a backend that reads by itself, all its threads together) is capped at the "
+                f"rate at which the model takes it {regime.factor:g} times as long as pipeline computes once "
+                "everything is loaded, measured in every round"
             )
         elif self.rate is not None:
             texts.append(f"each reader is capped at {self.rate / 1e6:.0f} MB/s")
@@ -63,6 +65,21 @@ class Conditions:
         for subject in group.subjects:
             self.renew(subject)
         self.text = "; ".join(texts)
+
+    def new_round(self) -> float | None:
+        """Where the readers' rate is made of what `pipeline` computes for: seconds of that now, and the rate so."""
+        if self._regime.factor is None:
+            return None
+        compute_s, self._next_s = self._next_s or self._pipeline_s(), None
+        for group in [*self.readers, *self.disk]:
+            board.change_cap(group, self._model.directory, self.rate or 0)
+        return compute_s
+
+    def _pipeline_s(self) -> float:
+        assert self._regime.factor is not None
+        compute_s = pipeline_s(self._wanted, self._model)
+        self.rate = reader_rate(self._model.facts.nbytes, compute_s, self._regime.factor)
+        return compute_s
 
     def renew(self, subject: Subject) -> None:
         """A fresh memory group for this row, whose counters begin at nothing."""

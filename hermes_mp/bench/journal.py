@@ -50,6 +50,7 @@ class Sample:
     raw: float | None = None
     compute_first_s: float | None = None
     compute_steady_s: float | None = None
+    pipeline_s: float | None = None  # that `pipeline` computes, where that sets the rate of a reader in this round
     threads: int = 0
     slots: int = 0
     slot_nbytes: int = 0

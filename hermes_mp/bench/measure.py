@@ -90,18 +90,18 @@ class _GroupRun:
         self._stack.push(self._leave)
         raw = self._stack.enter_context(Raw(self._model, conditions.disk, conditions.readers, conditions.rate))
         self._journal.keep(GroupNote(self._group.label, f"{conditions.text}; raw rate of {raw.text}"))
-        before: tuple[int, tuple[float | None, float | None]] = (-1, (None, None))
+        before: tuple[int, tuple[float | None, float | None], float | None] = (-1, (None, None), None)
         for number, subject in todo:
             if self._journal.failed(self._group.label, subject.label):
                 continue
             if before[0] != number:
-                before = (number, reference.measure())
+                before = (number, reference.measure(), conditions.new_round())
                 raw.measure([one.loaders for one in self._group.subjects])
             self._say(f"{self._group.label}: round {number + 1} of {self._wanted.rounds}, {subject.label}")
-            compute = before[1]
+            _, compute, pipeline_s = before
             sample = replace(
                 self._measure(subject, number), raw=raw.rate(subject.loaders), compute_first_s=compute[0],
-                compute_steady_s=compute[1],
+                compute_steady_s=compute[1], pipeline_s=pipeline_s,
             )  # fmt: skip
             self._journal.keep(sample)
         raw.close()

@@ -6,8 +6,8 @@ Pure: medians over the rounds, limits, speed-ups.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hermes_mp.bench.journal import Journal, ModelFacts, PeakSample, Sample
@@ -49,6 +49,7 @@ class Row:
     raw_rate: float | None
     stall_share: float | None
     compute_s: float | None
+    pipeline_s: float | None  # that `pipeline` computes, where that sets the rate of a reader
     limit_s: float | None
     limit_by: str
     over_limit: float | None
@@ -69,6 +70,10 @@ def rows_of(group: Group, facts: ModelFacts, journal: Journal, tokens: int, batc
         if found:
             by_subject[subject] = found
     rows = []
+    base: dict[int, Sample] = {}  # `pipeline`, by round
+    for subject, samples in by_subject.items():
+        if subject.backend == "pipeline":
+            base = {sample.round: sample for sample in samples if not sample.failed}
     for subject, samples in by_subject.items():
         peak = journal.peaks.get((group.label, subject.label))
         good = [sample for sample in samples if not sample.failed]
@@ -76,8 +81,8 @@ def rows_of(group: Group, facts: ModelFacts, journal: Journal, tokens: int, batc
             rows.append(_failed(group, facts, subject, samples[0]))
             continue
         for test in (FIRST, STEADY):
-            rows.append(_row(group, facts, subject, good, peak, test, tokens, batch))
-    return [_against_pipeline(row, rows) for row in rows]
+            rows.append(_row(group, facts, subject, good, base, peak, test, tokens, batch))
+    return rows
 
 
 def _failed(group: Group, facts: ModelFacts, subject: Subject, sample: Sample) -> Row:
@@ -98,12 +103,11 @@ def _empty(
 
 
 def _row(
-    group: Group, facts: ModelFacts, subject: Subject, samples: list[Sample], peak: PeakSample | None,
-    test: str, tokens: int, batch: int,
+    group: Group, facts: ModelFacts, subject: Subject, samples: list[Sample], base: dict[int, Sample],
+    peak: PeakSample | None, test: str, tokens: int, batch: int,
 ) -> Row:  # fmt: skip
     def median(of: Callable[[Sample], float | None]) -> float | None:
-        found = [value for sample in samples if (value := of(sample)) is not None]
-        return statistics.median(found) if found else None
+        return _median([value for sample in samples if (value := of(sample)) is not None])
 
     last, is_first = samples[-1], test == FIRST
     seconds = median(lambda s: s.first_s if is_first else s.steady_s)
@@ -115,11 +119,17 @@ def _row(
     ours = subject.loaders > 0
     limits = [_limit(group, facts, subject, sample, peak, is_first) for sample in samples]
     limit = statistics.median([one.seconds for one in limits if one.seconds is not None] or [0.0]) or None
-    ratios = [
-        ratio
-        for one, sample in zip(limits, samples, strict=True)
-        if (ratio := one.times(sample.first_s if is_first else sample.steady_s)) is not None
-    ]
+
+    def time(sample: Sample) -> float:
+        return sample.first_s if is_first else sample.steady_s
+
+    together = list(zip(limits, samples, strict=True))
+    ratios = [ratio for one, sample in together if (ratio := one.times(time(sample))) is not None]
+    # Of the same round: what changes from one to the next, the machine's speed, is in both.
+    speedups = [time(base[sample.round]) / time(sample) for sample in samples if sample.round in base]
+    possible = [time(base[sample.round]) / one.seconds for one, sample in together
+                if sample.round in base and one.seconds]  # fmt: skip
+    weights_of_base = _median([sample.weight_nbytes for sample in base.values()])
     needed = last.needed_nbytes or facts.nbytes
     one_token = last.kind == "tokens" and not is_first
     per_pass = batch if one_token or last.kind == "image" else batch * tokens
@@ -143,9 +153,13 @@ def _row(
         raw_rate=median(lambda s: s.raw),
         stall_share=stall if ours else None,
         compute_s=median(lambda s: s.compute_first_s if is_first else s.compute_steady_s),
+        pipeline_s=median(lambda s: s.pipeline_s),
         limit_s=limit,
         limit_by=_commonest(one.by for one in limits),
-        over_limit=statistics.median(ratios) if ratios else None,
+        over_limit=_median(ratios),
+        speedup=_median(speedups),
+        saving=1 - weight / weights_of_base if weight and weights_of_base else None,
+        possible_speedup=_median(possible),
         note=_note(subject, samples, peak, is_first),
     )  # fmt: skip
 
@@ -176,18 +190,8 @@ def _note(subject: Subject, samples: list[Sample], peak: PeakSample | None, is_f
     return "; ".join(notes)
 
 
-def _against_pipeline(row: Row, rows: list[Row]) -> Row:
-    base = next(
-        (one for one in rows if one.backend == "pipeline" and one.is_first == row.is_first and not one.failed), None
-    )
-    if base is None or row.seconds is None or base.seconds is None:
-        return row
-    saving = None
-    if row.weight_nbytes is not None and base.weight_nbytes:
-        saving = 1 - row.weight_nbytes / base.weight_nbytes
-    possible = base.seconds / row.limit_s if row.limit_s else None
-    values = asdict(row) | {"speedup": base.seconds / row.seconds, "saving": saving, "possible_speedup": possible}
-    return Row(**values)
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def test_name(kind: str, is_first: bool, tokens: int) -> str:

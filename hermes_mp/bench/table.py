@@ -41,12 +41,13 @@ COLUMNS: dict[str, Cell] = {
     "stall": lambda row: _of(row.stall_share, ".0f", 100, " %"),
     "load s": lambda row: _of(row.load_s, ".3f"),
     "compute s": lambda row: _of(row.compute_s, ".3f"),
+    "of pipeline": lambda row: _of(row.pipeline_s, ".3f"),
     "limit s": lambda row: _of(row.limit_s, ".3f") + (f" ({row.limit_by})" if row.limit_s else ""),
     "x limit": lambda row: _of(row.over_limit, ".2f"),
     "note": lambda row: row.failed or row.note,
 }
 LEFT = {"backend", "test", "note"}
-OPTIONAL = {"budget MiB", "cgroup MB", "load s", "note", "vs pipeline", "possible", "saved", "beside MB"}
+OPTIONAL = {"budget MiB", "cgroup MB", "load s", "note", "vs pipeline", "possible", "saved", "beside MB", "of pipeline"}
 # Memory is that of the whole row: said once, beside its first test.
 ONCE = {"weights MB", "of model", "saved", "peak MB", "beside MB", "cgroup MB", "slots"}
 LEGEND = """\
@@ -54,8 +55,9 @@ All times are medians over the rounds, all rows measured in turns in each round.
 without weights, nothing of its files in the page cache; then the pass begins, and with it the reading. *weights*: the
 arena's allocated memory, embedding rows, and weights that are always there; *peak*: all processes, sampled exactly in a
 run of its own; *beside*: that without the arena. *raw*: the disk read by plain readers in the same rounds. *limit*: the
-larger of computing with all weights in memory and reading what must be read at the raw rate; *possible*: the speed-up
-against `pipeline` that a row at its limit would have."""
+larger of computing with all weights in memory and reading what must be read at the raw rate; *vs pipeline*: the median
+of the rounds' own ratios; *possible*: the speed-up that a row at its limit would have; *of pipeline*: what it computes
+once it has loaded everything, measured in every round, where the rate of a reader is made of that."""
 
 
 def group_text(title: str, note: GroupNote | None, rows: Sequence[Row]) -> str:

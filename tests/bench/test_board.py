@@ -58,6 +58,8 @@ def test_reads_are_capped_and_the_group_is_gone_afterwards(tmp_path: Path) -> No
         subprocess.run(words, check=True, capture_output=True, preexec_fn=lambda: group.enter(os.getpid()))
         assert time.monotonic() - started > 0.6 * path.stat().st_size / RATE
         assert groups() - before == {group.folder}
+        board.change_cap(group, tmp_path, 2 * RATE)
+        assert group.read(board.READ_CAP).split()[1] == str(round(2 * RATE))
     assert groups() == before
 
 

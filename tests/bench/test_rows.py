@@ -69,6 +69,18 @@ def test_each_rounds_own_raw_rate_makes_its_limit() -> None:
     assert rows(journal)[0].over_limit == pytest.approx(1.2)
 
 
+def test_a_speed_up_is_that_of_a_round_and_not_between_rounds() -> None:
+    """The machine is twice as slow in the second round, and pipeload's third is lost: what is left is 2x and 2.2x."""
+    journal = Journal(None, HEADER)
+    for number, (slow, ratio) in enumerate(((1.0, 2.0), (2.0, 2.2), (1.0, 9.0))):
+        journal.keep(sample(PIPELINE, number, 2.0 * slow, 0.3))
+        made = sample(PIPELOAD, number, 2.0 * slow / ratio, 0.3)
+        journal.keep(replace(made, failed="killed") if ratio > 3 else made)
+    first = next(row for row in rows(journal) if row.backend == "pipeload")
+    assert first.speedup == pytest.approx(2.1)
+    assert first.possible_speedup == pytest.approx(3.0), "1 s to read everything, against 2 and 4"
+
+
 def test_a_table_says_what_was_measured_and_what_was_not() -> None:
     journal = Journal(None, HEADER)
     measured(journal)
