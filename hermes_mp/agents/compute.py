@@ -22,6 +22,7 @@ from hermes_mp.host import malloc, memory
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
+from hermes_mp.host.scheduling import take_usual_turns
 from hermes_mp.host.wire import Link, Peer
 from hermes_mp.messages import (
     MAX_TEXT_CHARS,
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     """`arguments`: one JSON text, see `Daemon._spawn_compute`. Exit code 0, or that of the error it reported."""
     settings: dict[str, Any] = json.loads(arguments[0])
     ignore_interrupts()
+    take_usual_turns()  # the daemon's are short
     watch = DeathWatch(settings["parent_pid"], settings["death_fd"])
     watch.be_killed_with_parent()
     from setproctitle import setproctitle
