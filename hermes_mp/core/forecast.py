@@ -22,7 +22,8 @@ class Flow:
     seconds of residents until compute wants the next streamed unit. `lead_s` comes before the first of them.
 
     `rates[n]`: bytes per second of n busy readers together. `slow_compute`, `slow_reads`: how many times as long the
-    one takes while the other goes on.
+    one takes while the other goes on. `read_s` passes from a slot that is free to the first byte asked of the disk, and
+    at least `rest_s` from the end of a loader's read to the beginning of its next.
     """
 
     reads: Sequence[float]
@@ -34,6 +35,7 @@ class Flow:
     read_s: float
     slow_compute: float = 1.0
     slow_reads: float = 1.0
+    rest_s: float = 0.0
 
     @property
     def loaders(self) -> int:
@@ -76,12 +78,19 @@ def _passes(flow: Flow) -> Iterator[Pass]:
     now = began = stalled = 0.0
     starting: deque[tuple[float, int]] = deque()  # reads ordered, whose first byte is still to come: (when, which)
     left: list[float] = []  # bytes left of the reads that go on
+    resting: deque[float] = deque()  # loaders between two reads: until when
     which: list[int] = []
     loaded: set[int] = set()
     started = released = 0  # numbers of streamed units, counted over all passes
     wanted = 0  # the streamed unit that compute wants or holds
     work, phase = flow.lead_s, 0  # phase 0: before it asks for `wanted`; 1: waits for it; 2: holds it
     while True:
+        while resting and resting[0] <= now + 1e-12:
+            resting.popleft()
+        while starting and starting[0][0] <= now + 1e-12 and len(left) + len(resting) < loaders:
+            unit = starting.popleft()[1]
+            left.append(reads[unit % count])
+            which.append(unit)
         while started - released < window and len(left) + len(starting) < orders:
             starting.append((now + read_s, started))
             started += 1
@@ -97,8 +106,10 @@ def _passes(flow: Flow) -> Iterator[Pass]:
             if phase != 1:
                 speed /= flow.slow_reads
             step = min(step, min(left) / speed)
-        if starting and busy < loaders:
+        if starting and busy + len(resting) < loaders:
             step = min(step, max(0.0, starting[0][0] - now))
+        elif starting and resting:
+            step = min(step, resting[0] - now)
         now += step
         if phase == 1:
             stalled += step
@@ -111,14 +122,11 @@ def _passes(flow: Flow) -> Iterator[Pass]:
                 rest = left[index] - moved
                 if rest <= 1e-3:
                     loaded.add(which[index])
+                    resting.append(now + flow.rest_s)
                 else:
                     left[keep], which[keep] = rest, which[index]
                     keep += 1
             del left[keep:], which[keep:]
-        while starting and starting[0][0] <= now + 1e-12 and len(left) < loaders:
-            unit = starting.popleft()[1]
-            left.append(reads[unit % count])
-            which.append(unit)
         if phase == 1 or work > 1e-12:
             continue
         if phase == 0:

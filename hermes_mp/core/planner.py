@@ -33,11 +33,12 @@ MOST_LOADERS = 6
 TOLERANCE = 0.004  # a forecast that is better by less is no better: then fewer loaders and larger units win
 LOADER_SHARE, LOADER_S = 0.004, 0.001  # one more loader is to save so much of a pass, and so many seconds
 SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eighth more
-# By 28 runs of three models with units of 6 to 116 MiB, 1 to 6 loaders and 2 to 100 slots on two cores of a shared
-# x86-64 machine: with these forecasts were off by 8 % on average, without them by 16 % and too short with small units.
+# By 17 runs of two models with units of 6 to 48 MiB, 1 to 3 loaders and 2 to 28 slots on two cores of a shared
+# x86-64 machine: with these forecasts were off by 6 % on average, without them by 16 % and too short with small units.
 UNIT_S = 0.0007  # of compute, per streamed unit: to bind it, and what daemon and loader take from it meanwhile
 ORDER_S = 0.001  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
-READ_S = 0.0006  # of the disk, per unit: not busy, or not with all readers, whatever their number
+REST_S = 0.0016  # of a loader from one unit to its next, which it knows already: it waits for a core
+READ_S = 0.0002  # of the disk, per unit: not busy, or not with all readers, whatever their number
 LOADER_AT_WORK, DAEMON_AT_WORK = 11 << 20, 18 << 20  # what `DAEMON_NBYTES` and `LOADER_NBYTES` are the most of
 BOUND_BY_COMPUTE, BOUND_BY_DISK, BOUND_BY_WINDOW = "compute", "disk", "window"
 
@@ -278,7 +279,7 @@ def _flow(choice: _Choice, model: ModelProfile, device: DeviceProfile, first: bo
     slots = choice.slots if first else choice.window  # on the first pass residents are read like all the others,
     return Flow(  # and what is yet to come may lie in every slot
         reads, holds, gaps, lead_s, choice.rates, max(1, slots), device.read_s + ORDER_S,
-        1 + model.beside_compute, 1 + model.beside_read,
+        1 + model.beside_compute, 1 + model.beside_read, REST_S,
     )  # fmt: skip
 
 

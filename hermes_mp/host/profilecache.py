@@ -16,7 +16,7 @@ from hermes_mp.core.profile import DeviceProfile, ModelProfile
 from hermes_mp.errors import BadMessage
 from hermes_mp.host.cachedir import cache_directory, keep, versions
 
-FORMAT = 2  # of what is kept; an entry of another format is measured anew
+FORMAT = 3  # of what is kept; an entry of another format is measured anew
 
 
 def device_path(name: str) -> Path:

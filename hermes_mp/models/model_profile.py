@@ -37,7 +37,8 @@ from hermes_mp.models.trace import trace_forward
 from hermes_mp.models.units import divide
 
 BESIDE_CHUNK_NBYTES = 16 << 20
-BESIDE_S = 0.5
+BESIDE_S, BESIDE_TURN_S = 1.6, 0.2  # in all, where a pass is short; and of each turn
+USUAL_BESIDE = (0.12, 0.15)  # what computing and reading take longer beside the other, on two cores at 2.4 GB/s
 SHORT_PROMPT = 1  # tokens, where only what follows the prompt is compared: one of 128 took GPT-J-6B 1.5 s
 MOST_FOR_BLOCKS = 0.5  # of what a pass takes by layers; a larger difference is the machine's unrest
 LEAST_BESIDE_NBYTES = 64 << 20  # of a file; reading a smaller one beside computing tells nothing
@@ -246,16 +247,35 @@ def _beside(
                 at = BESIDE_CHUNK_NBYTES - at
             return (done - before) / (time.perf_counter() - began)
 
-        deadline = time.perf_counter() + BESIDE_S / 2
-        rate_alone = read(lambda: time.perf_counter() > deadline)
-        rates: list[float] = []
-        thread = threading.Thread(target=lambda: rates.append(read(stop.is_set)))
-        thread.start()
-        try:
-            times = measure_passes(model, layers, supply, wanted.batch, _least_tokens(model, tokens), BESIDE_S)
-        finally:
-            stop.set()
-            thread.join()
-    compute = sum(times.again_s) / sum(alone.again_s) - 1 if sum(alone.again_s) else 0.0
-    read_share = rate_alone / rates[0] - 1 if rates and rates[0] else 0.0
-    return min(1.0, max(0.0, compute)), min(1.0, max(0.0, read_share))
+        def compute() -> Times:
+            return measure_passes(model, layers, supply, wanted.batch, _least_tokens(model, tokens), BESIDE_TURN_S)
+
+        computing: list[float] = []  # ratios, each of two measurements that lie side by side: machines change speed
+        reading: list[float] = []
+        deadline = time.perf_counter() + BESIDE_S
+        while True:
+            until = time.perf_counter() + BESIDE_TURN_S / 2
+            rate_alone = read(lambda until=until: time.perf_counter() > until)  # type: ignore[misc]
+            rates: list[float] = []
+            stop.clear()
+            thread = threading.Thread(target=lambda rates=rates: rates.append(read(stop.is_set)))
+            thread.start()
+            try:
+                times = compute()
+            finally:
+                stop.set()
+                thread.join()
+            ended = time.perf_counter() > deadline
+            alone = alone if ended else compute()
+            if sum(alone.again_s):
+                computing.append(sum(times.again_s) / sum(alone.again_s) - 1)
+            if rates and rates[0]:
+                reading.append(rate_alone / rates[0] - 1)
+            if ended:
+                break
+    return with_usual(computing, USUAL_BESIDE[0]), with_usual(reading, USUAL_BESIDE[1])
+
+
+def with_usual(measured: Sequence[float], usual: float) -> float:
+    """The mean of a few noisy measurements of a share and of what it usually is, which counts as two of them."""
+    return (2 * usual + sum(min(1.0, max(0.0, one)) for one in measured)) / (2 + len(measured))

@@ -19,6 +19,7 @@ from hermes_mp.errors import ContextTooLong
 from hermes_mp.host import diskspeed, profilecache, unitcache
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.messages import RunPlan
+from hermes_mp.models.model_profile import with_usual
 
 
 @pytest.fixture(autouse=True)
@@ -226,3 +227,11 @@ def test_a_damaged_device_entry_is_no_entry(cache: Path) -> None:
     assert profilecache.recall_device(path) == ASSUMED_DEVICE
     path.write_text('{"format": 2, "profile": {"rates": []}}')
     assert profilecache.recall_device(path) is None
+
+
+@pytest.mark.parametrize(
+    ("measured", "share"),
+    [((), 0.1), ((0.1, 0.1), 0.1), ((0.3, 0.3), 0.2), ((-0.5, 7.0), 0.3), ((0.4,) * 98, 0.394)],
+)
+def test_a_few_noisy_shares_count_beside_the_usual_one(measured: tuple[float, ...], share: float) -> None:
+    assert with_usual(measured, 0.1) == pytest.approx(share)
