@@ -39,6 +39,7 @@ SURVEY_SHARE = 0.6  # of the time goes to every way once, the rest to the best o
 AGAIN = 4
 LONG = 3.0  # times what one try may take
 MORE_HELPS = 1.03
+UNREST = 0.08  # two tries of one way differ by so much
 # Large reads by few readers first: with a slow disk there is no time for more, and no use.
 WAYS: tuple[Way, ...] = (
     *((readers, CHUNKS[0], True) for readers in READERS if readers <= FEW_READERS),
@@ -83,8 +84,9 @@ class _Survey:
     def run(self, seconds: float) -> DeviceProfile:
         """The first way is measured whatever it takes, and of the others what there is time for.
 
-        A cap is kept over a second, not over the 80 ms that a way is tried for: no rate is above what all direct
-        ways together reached, or all others, when each was tried or when the best were tried again.
+        A cap is kept over a second, not over the 80 ms that a way is tried for: one way gets more than the cap, and
+        the next less. So no rate is above what all direct ways together reached, or all others, when each was tried
+        or when the best were tried again; and a little less than that is as much.
         """
         began = time.perf_counter()
         deadline = began + seconds
@@ -107,7 +109,7 @@ class _Survey:
                 found[way].append(self._rate(way, rate, each_s, deadline))
         sustained = max(survey, self._pace())
         means = {way: sum(tried) / len(tried) for way, tried in found.items()}
-        rates = tuple(ReadRate(*way, min(mean, sustained)) for way, mean in means.items())
+        rates = tuple(ReadRate(*way, settled(mean, sustained)) for way, mean in means.items())
         return DeviceProfile(rates, self._read_s(rates))
 
     def _pace(self) -> float:
@@ -195,6 +197,11 @@ class _Survey:
         nbytes_before, seconds_before = self._done.get(direct, (0, 0.0))
         self._done[direct] = nbytes_before + sum(done), seconds_before + seconds
         return sum(done) / seconds
+
+
+def settled(rate: float, sustained: float) -> float:
+    """A rate that was measured for an instant, where the device sustains so much."""
+    return sustained if rate >= (1 - UNREST) * sustained else rate
 
 
 def worth_trying(way: Way, found: Mapping[Way, Sequence[float]]) -> bool:

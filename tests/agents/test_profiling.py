@@ -71,6 +71,10 @@ def test_how_fast_the_page_cache_is_copied_tells_nothing_of_a_device(large_file:
         assert any(not rate.direct for rate in dropped.rates)
 
 
+def test_what_a_device_sustains_is_the_most_and_a_little_less_is_as_much() -> None:
+    assert [diskspeed.settled(rate, 100.0) for rate in (250.0, 100.0, 95.0, 91.0, 10.0)] == [100, 100, 100, 91, 10]
+
+
 def test_without_time_one_way_is_measured(large_file: Path) -> None:
     """Once every way had its least number of bytes, whatever they took: 20 seconds of an SD card."""
     found = diskspeed.measure_device(large_file, 0.0)
