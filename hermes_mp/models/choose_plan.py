@@ -18,7 +18,15 @@ import torch.nn.functional as F
 
 from hermes_mp.core.budget import slot_shape
 from hermes_mp.core.planner import plan
-from hermes_mp.core.profile import ASSUMED_DEVICE, DeviceProfile, Granularity, ModelProfile, UnitCost
+from hermes_mp.core.profile import (
+    ASSUMED_DEVICE,
+    USUAL_BESIDE_COMPUTE,
+    USUAL_BESIDE_READ,
+    DeviceProfile,
+    Granularity,
+    ModelProfile,
+    UnitCost,
+)
 from hermes_mp.core.squeeze import reserve_nbytes
 from hermes_mp.errors import BudgetTooSmall, ReadFailed
 from hermes_mp.host import diskspeed, memory, profilecache
@@ -149,6 +157,8 @@ def _estimated(traced: Traced, checkpoint: Checkpoint, told: Told) -> ModelProfi
         decodes=decoding,
         threads=torch.get_num_threads(),
         estimated=True,
+        beside_compute=USUAL_BESIDE_COMPUTE,
+        beside_read=USUAL_BESIDE_READ,
     )
 
 

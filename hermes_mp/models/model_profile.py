@@ -19,7 +19,13 @@ from typing import Any
 import torch
 
 from hermes_mp.core.budget import slot_shape
-from hermes_mp.core.profile import Granularity, ModelProfile, UnitCost
+from hermes_mp.core.profile import (
+    USUAL_BESIDE_COMPUTE,
+    USUAL_BESIDE_READ,
+    Granularity,
+    ModelProfile,
+    UnitCost,
+)
 from hermes_mp.errors import OutOfMemory
 from hermes_mp.host import memory
 from hermes_mp.host.arena import Arena
@@ -38,7 +44,6 @@ from hermes_mp.models.units import divide
 
 BESIDE_CHUNK_NBYTES = 16 << 20
 BESIDE_S, BESIDE_TURN_S = 1.6, 0.2  # in all, where a pass is short; and of each turn
-USUAL_BESIDE = (0.12, 0.15)  # what computing and reading take longer beside the other, on two cores at 2.4 GB/s
 SHORT_PROMPT = 1  # tokens, where only what follows the prompt is compared: one of 128 took GPT-J-6B 1.5 s
 MOST_FOR_BLOCKS = 0.5  # of what a pass takes by layers; a larger difference is the machine's unrest
 LEAST_BESIDE_NBYTES = 64 << 20  # of a file; reading a smaller one beside computing tells nothing
@@ -273,7 +278,7 @@ def _beside(
                 reading.append(rate_alone / rates[0] - 1)
             if ended:
                 break
-    return with_usual(computing, USUAL_BESIDE[0]), with_usual(reading, USUAL_BESIDE[1])
+    return with_usual(computing, USUAL_BESIDE_COMPUTE), with_usual(reading, USUAL_BESIDE_READ)
 
 
 def with_usual(measured: Sequence[float], usual: float) -> float:
