@@ -435,7 +435,7 @@ class Daemon:
                 )  # fmt: skip
                 for peer in self._started:
                     self._name_files(peer)
-        self._feed(SlotsWanted(max(1, count), self.plan.window))
+        self._feed(SlotsWanted(max(1, count), self.plan.window, self.plan.loaders))
         for started in self._started.values():
             self._feed(started)  # those that came up before the units were known; for the others this is old news
         self._add_slot()

@@ -57,6 +57,8 @@ class Loader:
             action = actions.popleft()
             event: loading.Event | None = None
             if isinstance(action, ReadRange):
+                while (heard := self._link.receive(0)) is not None:  # the next order, or that there is none
+                    actions.extend(self._mind.handle(heard, time.monotonic_ns()))
                 event = self._read(action)
             elif isinstance(action, loading.Send):
                 self._link.send(action.message)

@@ -35,6 +35,7 @@ class Conditions:
         texts = []
         if regime.factor is not None:
             self._next_s = self._pipeline_s()
+            self.rate = reader_rate(model.facts.nbytes, self._next_s, regime.factor)
             texts.append(
                 f"each reader (a loader; or a backend that reads by itself, all its threads together) is capped at the "
                 f"rate at which the model takes it {regime.factor:g} times as long as pipeline computes once "
@@ -66,20 +67,21 @@ class Conditions:
             self.renew(subject)
         self.text = "; ".join(texts)
 
-    def new_round(self) -> float | None:
-        """Where the readers' rate is made of what `pipeline` computes for: seconds of that now, and the rate so."""
+    def new_round(self, known_s: float | None = None) -> float | None:
+        """Where the readers' rate is made of what `pipeline` computes for: the rate so, and seconds of that.
+
+        `known_s`: so many, measured in this round before; None: measure them now.
+        """
         if self._regime.factor is None:
             return None
-        compute_s, self._next_s = self._next_s or self._pipeline_s(), None
+        compute_s, self._next_s = known_s or self._next_s or self._pipeline_s(), None
+        self.rate = reader_rate(self._model.facts.nbytes, compute_s, self._regime.factor)
         for group in [*self.readers, *self.disk]:
-            board.change_cap(group, self._model.directory, self.rate or 0)
+            board.change_cap(group, self._model.directory, self.rate)
         return compute_s
 
     def _pipeline_s(self) -> float:
-        assert self._regime.factor is not None
-        compute_s = pipeline_s(self._wanted, self._model)
-        self.rate = reader_rate(self._model.facts.nbytes, compute_s, self._regime.factor)
-        return compute_s
+        return pipeline_s(self._wanted, self._model)
 
     def renew(self, subject: Subject) -> None:
         """A fresh memory group for this row, whose counters begin at nothing."""

@@ -76,7 +76,7 @@ class PeakSample:
 
 @dataclass(frozen=True)
 class GroupNote:
-    """What held for a whole group: its raw rate in words, the rate of each reader, or why it was left out."""
+    """What held for a whole group: its raw rate and conditions in words, or why it was left out."""
 
     group: str
     text: str
@@ -106,6 +106,11 @@ class Journal:
                 self.kept_as = _keep_earlier(path)
                 path.write_text("")
             self._write("header", header)
+
+    def pipeline_s(self, group: str, number: int) -> float | None:
+        """What `pipeline` computed for in this round of a group, where some row of it is measured."""
+        found = (one.pipeline_s for (label, _, round), one in self.samples.items() if (label, round) == (group, number))
+        return next((seconds for seconds in found if seconds is not None), None)
 
     def keep(self, measured: Sample | PeakSample | GroupNote) -> None:
         self._remember(measured)

@@ -95,7 +95,8 @@ class _GroupRun:
             if self._journal.failed(self._group.label, subject.label):
                 continue
             if before[0] != number:
-                before = (number, reference.measure(), conditions.new_round())
+                known = self._journal.pipeline_s(self._group.label, number)  # of a round that was broken off
+                before = (number, reference.measure(), conditions.new_round(known))
                 raw.measure([one.loaders for one in self._group.subjects])
             self._say(f"{self._group.label}: round {number + 1} of {self._wanted.rounds}, {subject.label}")
             _, compute, pipeline_s = before

@@ -23,7 +23,7 @@ class Flow:
 
     `rates[n]`: bytes per second of n busy readers together. `slow_compute`, `slow_reads`: how many times as long the
     one takes while the other goes on. `read_s` passes from a slot that is free to the first byte asked of the disk, and
-    at least `rest_s` from the end of a loader's read to the beginning of its next.
+    at least `rest_s` from the end of a loader's read to the beginning of its next. `orders`: that one may have at once.
     """
 
     reads: Sequence[float]
@@ -36,6 +36,7 @@ class Flow:
     slow_compute: float = 1.0
     slow_reads: float = 1.0
     rest_s: float = 0.0
+    orders: int = Limits().orders
 
     @property
     def loaders(self) -> int:
@@ -74,7 +75,7 @@ def _passes(flow: Flow) -> Iterator[Pass]:
     """Pass after pass, from nothing loaded."""
     reads, holds, gaps, rates = flow.reads, flow.holds, flow.gaps, flow.rates
     count, loaders, window, read_s = len(reads), flow.loaders, flow.window, flow.read_s
-    orders = Limits().orders * loaders
+    orders = flow.orders * loaders
     now = began = stalled = 0.0
     starting: deque[tuple[float, int]] = deque()  # reads ordered, whose first byte is still to come: (when, which)
     left: list[float] = []  # bytes left of the reads that go on
@@ -100,12 +101,10 @@ def _passes(flow: Flow) -> Iterator[Pass]:
         busy = len(left)
         slow = flow.slow_compute if busy else 1.0
         step = work * slow if phase != 1 else 1e30
-        speed = 0.0
-        if busy:
-            speed = rates[busy] / busy
-            if phase != 1:
-                speed /= flow.slow_reads
-            step = min(step, min(left) / speed)
+        speeds = _shared(rates, busy, flow.slow_reads if phase != 1 else 1.0)
+        for index in range(busy):
+            if speeds[index]:
+                step = min(step, left[index] / speeds[index])
         if starting and busy + len(resting) < loaders:
             step = min(step, max(0.0, starting[0][0] - now))
         elif starting and resting:
@@ -116,10 +115,9 @@ def _passes(flow: Flow) -> Iterator[Pass]:
         else:
             work -= step / slow
         if busy:
-            moved = step * speed
             keep = 0
             for index in range(busy):
-                rest = left[index] - moved
+                rest = left[index] - step * speeds[index]
                 if rest <= 1e-3:
                     loaded.add(which[index])
                     resting.append(now + flow.rest_s)
@@ -141,3 +139,16 @@ def _passes(flow: Flow) -> Iterator[Pass]:
             yield Pass(ended - began, stalled)
             began, stalled = ended, 0.0
             work += flow.lead_s
+
+
+def _shared(rates: Sequence[float], busy: int, slow: float) -> list[float]:
+    """Bytes per second of each of `busy` readers, the one that began first has the first claim.
+
+    In equal shares readers that begin together would end together, and rest together, for ever.
+    """
+    total, most = rates[busy] / slow, rates[min(1, busy)] / slow
+    speeds = []
+    for _ in range(busy):
+        speeds.append(min(most, total))
+        total -= speeds[-1]
+    return speeds

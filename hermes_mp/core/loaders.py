@@ -18,21 +18,23 @@ from hermes_mp.messages import Epoch, LoaderNo, LoadFailed, Ticket, UnitLoaded
 class Loader:
     """One incarnation of a loader; `slots` are those it is to fill, in this order."""
 
-    __slots__ = ("counter", "epoch", "killed", "number", "progress_ns", "slots")
+    __slots__ = ("counter", "epoch", "killed", "nbytes", "number", "progress_ns", "slots")
 
     def __init__(self, number: LoaderNo, epoch: Epoch) -> None:
         self.number = number
         self.epoch = epoch
         self.slots: list[Slot] = []
+        self.nbytes: list[int] = []  # that each of them takes
         self.counter = 0
         self.progress_ns = 0
         self.killed = False
 
 
 class Loaders:
-    """All incarnations that may still write."""
+    """All incarnations that may still write. `planned`: so many are to be up before one gets a further order."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, planned: int) -> None:
+        self.planned = planned
         self._limits = limits
         self._alive: dict[tuple[LoaderNo, Epoch], Loader] = {}
         self._epochs: dict[LoaderNo, Epoch] = {}
@@ -66,8 +68,8 @@ class Loaders:
         self._give_nothing_more(loader)
         return loader.slots
 
-    def give(self, slot: Slot, now_ns: int) -> Loader:
-        """The loader that is to fill `slot`: the one idle longest, else the one that is likely to be idle first."""
+    def give(self, slot: Slot, nbytes: int, now_ns: int) -> Loader:
+        """The loader that is to read `nbytes` into `slot`: the one idle longest, else the one that is idle soonest."""
         if self._idle:
             loader = self._idle.pop(0)
             loader.progress_ns = now_ns
@@ -77,6 +79,7 @@ class Loaders:
             loader = found
             self._reading.remove(loader)
         loader.slots.append(slot)
+        loader.nbytes.append(nbytes)
         self._put(loader)
         return loader
 
@@ -88,8 +91,11 @@ class Loaders:
         slot = None if loader is None else next((one for one in loader.slots if one.ticket == news.ticket), None)
         if loader is None or slot is None:
             return None
+        del loader.nbytes[loader.slots.index(slot)]
         loader.slots.remove(slot)
         loader.progress_ns = now_ns
+        for left in loader.slots:
+            left.late = False
         if not loader.killed:
             self._give_nothing_more(loader)
             self._put(loader)
@@ -125,7 +131,11 @@ class Loaders:
         return [loader for loader in self._alive.values() if loader.slots and not loader.killed]
 
     def _next_reading(self) -> Loader | None:
-        return next((loader for loader in self._reading if not loader.slots[0].late), None)
+        """Of those that have least to read the one that began first. None while a loader that starts may be idle."""
+        if len(self._alive) < self.planned:
+            return None
+        able = [loader for loader in self._reading if not loader.slots[0].late]
+        return min(able, key=lambda loader: sum(loader.nbytes), default=None)
 
     def _put(self, loader: Loader) -> None:
         """Behind those that are as far: a loader that can be given work, and was in no list."""

@@ -98,8 +98,7 @@ class Pipeload:
         self.loads_by_unit = [0] * len(units)
         self.computes_by_unit = [0] * len(units)
         self._limits = limits or Limits()
-        self.loaders = Loaders(self._limits)
-        self._loaders_planned = loaders
+        self.loaders = Loaders(self._limits, loaders)
         self._window_planned = window
         self._slots_wanted: int | None = None
         self._lost: NoLoadersLeft | None = None
@@ -192,6 +191,7 @@ class Pipeload:
         elif isinstance(event, SlotsWanted):
             self._slots_wanted = max(1, event.count)
             self._window_planned = event.window or self._window_planned
+            self.loaders.planned = event.loaders or self.loaders.planned
             self._divide()
         elif isinstance(event, ComputeGone):
             for slot in list(self.slots.announced.values()):
@@ -247,7 +247,7 @@ class Pipeload:
         count = len(self.slots.all)
         if self._slots_wanted is not None:
             count = min(count, self._slots_wanted)
-        self.window = window_for(count, self._loaders_planned, self._window_planned)
+        self.window = window_for(count, self.loaders.planned, self._window_planned)
         self.residents = choose_residents(self.units[: self._reach], count, self.window)
         self._divided = True
 
@@ -371,7 +371,7 @@ class Pipeload:
     def _lend(self, slot: Slot, unit: UnitNo, now_ns: int, actions: list[Action]) -> None:
         if slot.holds is LOADED:
             self.slots.evict(slot)
-        loader = self.loaders.give(slot, now_ns)
+        loader = self.loaders.give(slot, self.units[unit], now_ns)
         self.loads_by_unit[unit] += 1
         actions.append(Load(loader.number, loader.epoch, self.slots.lend(slot, unit), unit, slot.number))
 

@@ -39,7 +39,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class LoaderGone:
-    """The kernel says that this process is gone: nothing writes to its slot any more."""
+    """The kernel says that this process is gone: nothing writes to its slots any more."""
 
     loader: LoaderNo
     epoch: Epoch
@@ -73,11 +73,12 @@ class SlotAdded:
 class SlotsWanted:
     """So many slots there shall be (at least 1): surplus ones are removed as they come free.
 
-    `window`: so many of them streamed units share (0: as before).
+    `window`: so many of them streamed units share; `loaders`: so many are to read (0: as before).
     """
 
     count: int
     window: int = 0
+    loaders: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Kill:
-    """Kill this loader; its slot stays lent until `LoaderGone`."""
+    """Kill this loader; its slots stay lent until `LoaderGone`."""
 
     loader: LoaderNo
     epoch: Epoch

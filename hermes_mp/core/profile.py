@@ -83,13 +83,19 @@ class DeviceProfile:
         return found
 
 
+# What computing and reading take longer while the other goes on: on two cores of an x86-64 machine, at such a rate.
+USUAL_BESIDE_COMPUTE, USUAL_BESIDE_READ, USUAL_BESIDE_RATE = 0.12, 0.15, 2.4e9
 # Where nothing was measured: between an SD card and an NVMe, and it gains from a second and a third reader.
-# What computing and reading take longer while the other goes on: on two cores of an x86-64 machine, at 2.4 GB/s.
-USUAL_BESIDE_COMPUTE, USUAL_BESIDE_READ = 0.12, 0.15
 ASSUMED_DEVICE = DeviceProfile(
     tuple(ReadRate(readers, 16 << 20, True, rate) for readers, rate in ((1, 400e6), (2, 470e6), (3, 500e6))),
     assumed=True,
 )
+
+
+def usual_beside(nbytes_per_s: float) -> tuple[float, float]:
+    """By what shares computing, and reading at this rate, are usually slower beside the other."""
+    share = min(1.0, nbytes_per_s / USUAL_BESIDE_RATE)
+    return USUAL_BESIDE_COMPUTE * share, USUAL_BESIDE_READ * share
 
 
 @dataclass(frozen=True)

@@ -86,14 +86,14 @@ class _Survey:
 
         A cap is kept over a second, not over the 80 ms that a way is tried for: one way gets more than the cap, and
         the next less. So no rate is above what all direct ways together reached, or all others, when each was tried
-        or when the best were tried again; and a little less than that is as much.
+        or when the best were tried again; see `settled`.
         """
         began = time.perf_counter()
         deadline = began + seconds
         direct = self._direct[0].direct
         rate = self._read(1, BURST_CHUNK, direct, BURST_NBYTES, began + seconds * BURST_SHARE)
         self._pace()
-        buffered = not direct or not self._stays_cached()
+        buffered = not direct or not stays_cached(self._fd, self._nbytes)
         ways = [way for way in WAYS if way[0] * way[1] <= self._room and (direct if way[2] else buffered)]
         found: dict[Way, list[float]] = {}
         each_s = seconds * SURVEY_SHARE / len(ways)
@@ -107,34 +107,18 @@ class _Survey:
         for way in best:
             if self._is_time(way, rate, deadline):
                 found[way].append(self._rate(way, rate, each_s, deadline))
-        sustained = max(survey, self._pace())
-        means = {way: sum(tried) / len(tried) for way, tried in found.items()}
-        rates = tuple(ReadRate(*way, settled(mean, sustained)) for way, mean in means.items())
-        return DeviceProfile(rates, self._read_s(rates))
+        again = self._pace()
+        rates = []
+        for mode in (True, False):
+            sustained = max(survey.get(mode, 0.0), again.get(mode, 0.0))
+            tried = {way: tries for way, tries in found.items() if way[2] == mode}
+            rates += [ReadRate(*way, rate) for way, rate in settled(tried, sustained).items()]
+        return DeviceProfile(tuple(rates), self._read_s(rates))
 
-    def _pace(self) -> float:
-        """Bytes per second since the last call, of all direct reads or of all others: whichever is more."""
+    def _pace(self) -> dict[bool, float]:
+        """Bytes per second since the last call, of all direct reads (True) and of all others."""
         done, self._done = self._done, {}
-        return max((nbytes / seconds for nbytes, seconds in done.values()), default=0.0)
-
-    def _stays_cached(self) -> bool:
-        """Whether the page cache keeps some of the file, as it does while a process maps it.
-
-        Buffered reads would then tell how fast memory is copied: 6.5 GB/s, of a disk that gives 2.4.
-        """
-        offsets = range(0, self._nbytes, max(mmap.PAGESIZE, self._nbytes // PROBES // mmap.PAGESIZE * mmap.PAGESIZE))
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        try:
-            return any(self._is_cached(offset) for offset in offsets)
-        finally:
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)  # a look at a page has it read
-
-    def _is_cached(self, offset: int) -> bool:
-        try:
-            return os.preadv(self._fd, [bytearray(1)], offset, os.RWF_NOWAIT) > 0
-        except OSError:  # it is not, or the file system cannot tell
-            return False
+        return {mode: nbytes / seconds for mode, (nbytes, seconds) in done.items()}
 
     def _is_time(self, way: Way, rate: float, deadline: float) -> bool:
         """Whether one read of every reader is likely to end before the deadline, at `rate`."""
@@ -148,7 +132,7 @@ class _Survey:
         until = min(deadline, time.perf_counter() + LONG * seconds)
         return self._read(readers, chunk, direct, int(wanted), until)
 
-    def _read_s(self, rates: tuple[ReadRate, ...]) -> float:
+    def _read_s(self, rates: Sequence[ReadRate]) -> float:
         """What a read of one small piece takes beyond its bytes: the median of several."""
         small = 64 << 10
         times = sorted(small / self._read(1, small, self._direct[0].direct, small, 0.0) for _ in range(9))
@@ -199,9 +183,36 @@ class _Survey:
         return sum(done) / seconds
 
 
-def settled(rate: float, sustained: float) -> float:
-    """A rate that was measured for an instant, where the device sustains so much."""
-    return sustained if rate >= (1 - UNREST) * sustained else rate
+def settled(tried: Mapping[Way, Sequence[float]], sustained: float) -> dict[Way, float]:
+    """The mean of each way's tries, at most what the device sustains.
+
+    Where one way got more than that there is a cap, and what another got a little less is as much.
+    """
+    means = {way: sum(tries) / len(tries) for way, tries in tried.items()}
+    capped = any(rate > (1 + UNREST) * sustained for rate in means.values())
+    least = (1 - UNREST) * sustained if capped else sustained
+    return {way: sustained if rate >= least else rate for way, rate in means.items()}
+
+
+def stays_cached(fd: int, nbytes: int) -> bool:
+    """Whether the page cache keeps some of the file, as it does while a process maps it.
+
+    Buffered reads would then tell how fast memory is copied: 6.5 GB/s, of a disk that gives 2.4.
+    """
+    step = max(mmap.PAGESIZE, nbytes // PROBES // mmap.PAGESIZE * mmap.PAGESIZE)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        return any(_is_cached(fd, offset) for offset in range(0, nbytes, step))
+    finally:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # a look at a page has it read
+
+
+def _is_cached(fd: int, offset: int) -> bool:
+    try:
+        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) > 0
+    except OSError:  # it is not, or the file system cannot tell
+        return False
 
 
 def worth_trying(way: Way, found: Mapping[Way, Sequence[float]]) -> bool:

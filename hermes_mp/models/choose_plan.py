@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,12 +20,11 @@ from hermes_mp.core.budget import slot_shape
 from hermes_mp.core.planner import plan
 from hermes_mp.core.profile import (
     ASSUMED_DEVICE,
-    USUAL_BESIDE_COMPUTE,
-    USUAL_BESIDE_READ,
     DeviceProfile,
     Granularity,
     ModelProfile,
     UnitCost,
+    usual_beside,
 )
 from hermes_mp.core.squeeze import reserve_nbytes
 from hermes_mp.errors import BudgetTooSmall, ReadFailed
@@ -76,6 +75,9 @@ def choose_plan(traced: Traced, checkpoint: Checkpoint, told: Told) -> Chosen:
     name = diskspeed.device_name(largest)
     device = _device(name, largest)
     model, source = _model(traced, checkpoint, told, name)
+    if model.estimated:
+        compute, read = usual_beside(max(rate.nbytes_per_s for rate in device.rates))
+        model = replace(model, beside_compute=compute, beside_read=read)
     try:
         found = plan(device, model, told.memory if isinstance(told.memory, int | None) else _spare(), told.loaders)
     except BudgetTooSmall:
@@ -157,8 +159,6 @@ def _estimated(traced: Traced, checkpoint: Checkpoint, told: Told) -> ModelProfi
         decodes=decoding,
         threads=torch.get_num_threads(),
         estimated=True,
-        beside_compute=USUAL_BESIDE_COMPUTE,
-        beside_read=USUAL_BESIDE_READ,
     )
 
 

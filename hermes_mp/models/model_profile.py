@@ -20,11 +20,10 @@ import torch
 
 from hermes_mp.core.budget import slot_shape
 from hermes_mp.core.profile import (
-    USUAL_BESIDE_COMPUTE,
-    USUAL_BESIDE_READ,
     Granularity,
     ModelProfile,
     UnitCost,
+    usual_beside,
 )
 from hermes_mp.errors import OutOfMemory
 from hermes_mp.host import memory
@@ -42,7 +41,7 @@ from hermes_mp.models.tasks.task import open_task
 from hermes_mp.models.trace import trace_forward
 from hermes_mp.models.units import divide
 
-BESIDE_CHUNK_NBYTES = 16 << 20
+BESIDE_CHUNK_NBYTES = 4 << 20  # on a slow disk a tenth of a second: what ends after computing counts beside it
 BESIDE_S, BESIDE_TURN_S = 1.6, 0.2  # in all, where a pass is short; and of each turn
 SHORT_PROMPT = 1  # tokens, where only what follows the prompt is compared: one of 128 took GPT-J-6B 1.5 s
 MOST_FOR_BLOCKS = 0.5  # of what a pass takes by layers; a larger difference is the machine's unrest
@@ -240,16 +239,20 @@ def _beside(
         stop = threading.Event()
         done = 0
 
-        def read(until: Callable[[], bool]) -> float:
-            """Bytes per second."""
+        def read_chunk() -> None:
             nonlocal done
-            began, before, at = time.perf_counter(), done, 0
+            offset = done % (file.nbytes // BESIDE_CHUNK_NBYTES * BESIDE_CHUNK_NBYTES)
+            with arena.view(done % (2 * BESIDE_CHUNK_NBYTES), BESIDE_CHUNK_NBYTES) as buffer:
+                reader.read_into(buffer, offset, BESIDE_CHUNK_NBYTES, BESIDE_CHUNK_NBYTES)
+            done += BESIDE_CHUNK_NBYTES
+
+        def read(until: Callable[[], bool]) -> float:
+            """Bytes per second; what is read first does not count: after a pause a cap lets more through."""
+            read_chunk()
+            began, before = time.perf_counter(), done
+            read_chunk()
             while not until():
-                offset = done % (file.nbytes // BESIDE_CHUNK_NBYTES * BESIDE_CHUNK_NBYTES)
-                with arena.view(at, BESIDE_CHUNK_NBYTES) as buffer:
-                    reader.read_into(buffer, offset, BESIDE_CHUNK_NBYTES, BESIDE_CHUNK_NBYTES)
-                done += BESIDE_CHUNK_NBYTES
-                at = BESIDE_CHUNK_NBYTES - at
+                read_chunk()
             return (done - before) / (time.perf_counter() - began)
 
         def compute() -> Times:
@@ -278,9 +281,10 @@ def _beside(
                 reading.append(rate_alone / rates[0] - 1)
             if ended:
                 break
-    return with_usual(computing, USUAL_BESIDE_COMPUTE), with_usual(reading, USUAL_BESIDE_READ)
+    usual = usual_beside(rate_alone)
+    return with_usual(computing, usual[0]), with_usual(reading, usual[1])
 
 
 def with_usual(measured: Sequence[float], usual: float) -> float:
     """The mean of a few noisy measurements of a share and of what it usually is, which counts as two of them."""
-    return (2 * usual + sum(min(1.0, max(0.0, one)) for one in measured)) / (2 + len(measured))
+    return min(1.0, max(0.0, (2 * usual + sum(measured)) / (2 + len(measured))))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hermes_mp.host.children import Child, DeathPipe, spawn
+from hermes_mp.host.children import PACKAGE_ROOT, Child, DeathPipe, spawn
 
 DEADLINE_S = 20.0
 
@@ -110,7 +110,10 @@ def test_a_child_gets_what_it_is_meant_to_and_nothing_else(
     os.close(stray)
     assert seen["pid"] == seen["session"] == child.pid
     assert seen["ppid"] == os.getpid()
-    assert seen["path"] == [entry for entry in sys.path if entry]
+    assert [path for path in seen["path"] if path != PACKAGE_ROOT] == [
+        path for path in sys.path if path not in ("", PACKAGE_ROOT)
+    ]
+    assert PACKAGE_ROOT in seen["path"]
     assert len(seen["fds"]) == 5  # 0, 1, 2, the one passed, and the one that lists them
     assert str(pipe[1]) in seen["fds"]
     assert seen["oom"] >= 900

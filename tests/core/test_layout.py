@@ -142,7 +142,7 @@ def test_row_blocks_are_equal_fit_and_cover(rows: int, row_nbytes: int, slack: i
     sizes = [last - first for first, last in blocks]
     assert max(sizes) * row_nbytes + 2 * ALIGN <= max(room, 2 * ALIGN)
     assert len(set(sizes[:-2])) <= 1
-    assert len(sizes) == 2 or max(sizes[-2:]) <= sizes[0]
+    assert max(sizes[-2:]) <= sizes[0] if len(sizes) != 2 else sizes[1] < sizes[0] + multiple
     assert sizes[-1] >= multiple or sizes[0] <= multiple or len(sizes) == 1
     assert all(size % multiple == 0 for size in sizes[:-1])
     fewest = -(-rows // ((room - 2 * ALIGN) // row_nbytes // multiple * multiple)) or 1

@@ -283,7 +283,7 @@ def test_a_waiting_ask_is_ordered_of_a_loader_that_reads() -> None:
 
 
 def test_a_loader_that_is_gone_had_two_units() -> None:
-    d = Driver(units=2, slots=2, loaders=2, orders=2)
+    d = Driver(units=2, slots=2, loaders=1, orders=2)
     assert d.start(0) == [load(0, 1, 0, 0), load(0, 2, 1, 1)]
     assert d.start(1) == []
     assert d.gone(0) == [load(1, 3, 0, 0), load(1, 4, 1, 1)]
@@ -299,7 +299,7 @@ def test_a_late_loader_gets_no_further_order() -> None:
 
 
 def test_both_units_of_a_late_loader_are_read_by_another() -> None:
-    d = Driver(units=2, slots=4, loaders=2, window=4, orders=2)
+    d = Driver(units=2, slots=4, loaders=1, window=4, orders=2)
     assert d.start(0) == [load(0, 1, 0, 0), load(0, 2, 1, 1)]
     assert d.start(1) == []
     assert d.tell(Tick(), at=2.0) == [load(1, 3, 0, 2), load(1, 4, 1, 3)]
@@ -312,6 +312,29 @@ def test_a_killed_loader_gets_no_further_order() -> None:
     d.tell(Tick(), at=20.0)
     assert d.tell(SlotAdded(SlotNo(1))) == []
     assert d.tell(ProgressSeen(LoaderNo(0), Epoch(1), 1)) == []
+
+
+def test_the_next_unit_of_a_loader_that_was_late_is_not_late() -> None:
+    d = Driver(units=9, slots=2, loaders=1, orders=2)
+    d.start(0)
+    d.tell(Tick(), at=2.0)
+    d.tell(UnitLoaded(LoaderNo(0), Epoch(1), Ticket(1), 10, True, 0, 0), at=2.1)
+    assert d.mind.wake_ns() == pytest.approx(4.1 * S)
+    assert d.start(1) == []  # unit 1 is on its way
+
+
+def test_while_a_loader_starts_the_others_get_no_order_that_it_could_have() -> None:
+    d = Driver(units=9, slots=3, loaders=2, window=3, orders=2)
+    assert d.start(0) == [load(0, 1, 0, 0)]
+    assert d.start(1) == [load(1, 2, 1, 1), load(0, 3, 2, 2)]
+
+
+def test_the_next_order_goes_to_the_loader_with_the_least_to_read() -> None:
+    mind = Pipeload([90, 10, 10, 90], 90, 2, 4, limits=replace(LIMITS, orders=2))
+    for number in (0, 1):
+        mind.handle(LoaderStarted(LoaderNo(number), Epoch(1), 1), 0)
+    given = [action for slot in range(4) for action in mind.handle(SlotAdded(SlotNo(slot)), 0)]
+    assert [(one.loader, one.unit) for one in given if isinstance(one, Load)] == [(0, 0), (1, 1), (1, 2), (0, 3)]
 
 
 def test_the_clock_of_the_next_unit_starts_when_the_first_is_there() -> None:
