@@ -50,11 +50,14 @@ WAYS: tuple[Way, ...] = (
 )
 
 
-def measure_device(path: Path, seconds: float = 2.5, room_nbytes: int = ROOM_NBYTES) -> DeviceProfile | None:
+def measure_device(
+    path: Path, seconds: float = 2.5, room_nbytes: int = ROOM_NBYTES, buffered: bool = True
+) -> DeviceProfile | None:
     """Read the file at `path` for about `seconds`; None where it is too small to tell, or there is no memory.
 
     At 45 MB/s one read of 16 MiB takes 0.4 s: of the ways that are tried with a fast disk most are left out there.
-    All readers together read into `room_nbytes`: what does not fit that is not tried.
+    All readers together read into `room_nbytes`: what does not fit that is not tried. Without `buffered` no way goes
+    through the page cache, unless there is no other: in a memory group that is all but full that would evict code.
 
     Raises ReadFailed where it cannot be read.
     """
@@ -67,7 +70,7 @@ def measure_device(path: Path, seconds: float = 2.5, room_nbytes: int = ROOM_NBY
             arena.allocate(0, room_nbytes)
         except OutOfMemory:
             return None
-        return _Survey(path, nbytes, arena, room_nbytes, stack).run(seconds)
+        return _Survey(path, nbytes, arena, room_nbytes, stack).run(seconds, buffered)
 
 
 class _Survey:
@@ -81,7 +84,7 @@ class _Survey:
         self._at = 0
         self._done: dict[bool, tuple[int, float]] = {}  # bytes and seconds since `_pace` asked, by O_DIRECT or not
 
-    def run(self, seconds: float) -> DeviceProfile:
+    def run(self, seconds: float, buffered: bool) -> DeviceProfile:
         """The first way is measured whatever it takes, and of the others what there is time for.
 
         A cap is kept over a second, not over the 80 ms that a way is tried for: one way gets more than the cap, and
@@ -93,7 +96,7 @@ class _Survey:
         direct = self._direct[0].direct
         rate = self._read(1, BURST_CHUNK, direct, BURST_NBYTES, began + seconds * BURST_SHARE)
         self._pace()
-        buffered = not direct or not stays_cached(self._fd, self._nbytes)
+        buffered = not direct or (buffered and not stays_cached(self._fd, self._nbytes))
         ways = [way for way in WAYS if way[0] * way[1] <= self._room and (direct if way[2] else buffered)]
         found: dict[Way, list[float]] = {}
         each_s = seconds * SURVEY_SHARE / len(ways)

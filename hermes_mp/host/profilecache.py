@@ -14,9 +14,8 @@ from typing import Any
 
 from hermes_mp.core.profile import DeviceProfile, ModelProfile
 from hermes_mp.errors import BadMessage
+from hermes_mp.host.cachedir import FORMAT as FORMAT
 from hermes_mp.host.cachedir import cache_directory, keep, versions
-
-FORMAT = 3  # of what is kept; an entry of another format is measured anew
 
 
 def device_path(name: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import BadMessage
-from hermes_mp.host.cachedir import cache_directory, keep, versions
+from hermes_mp.host.cachedir import FORMAT, cache_directory, keep, versions
 from hermes_mp.messages import RunPlan
 
 MOST_LOADERS = 64
@@ -39,9 +39,10 @@ def entry_path(
 ) -> Path:
     """Where the entry for these settings lies, whether it exists or not; `memory` and `loaders` as they were asked for.
 
-    They are what units are planned by.
+    They are what units are planned by, and profiles: where those are made anew a run begins with nothing, too, as
+    slots that fill while the disk is measured would take the memory for that.
     """
-    key = json.dumps([checkpoint_digest, dtype, context, batch, memory, loaders, versions()])
+    key = json.dumps([checkpoint_digest, dtype, context, batch, memory, loaders, versions(), FORMAT])
     return cache_directory() / "units" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

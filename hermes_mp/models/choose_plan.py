@@ -103,7 +103,7 @@ def _device(name: str, largest: Path) -> DeviceProfile:
     if known is not None:
         return known
     try:
-        measured = diskspeed.measure_device(largest, QUICK_S, QUICK_NBYTES)
+        measured = diskspeed.measure_device(largest, QUICK_S, QUICK_NBYTES, buffered=False)
     except ReadFailed:
         measured = None  # the loaders will meet the same, and name the unit
     if measured is None:

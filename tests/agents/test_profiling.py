@@ -83,6 +83,12 @@ def test_what_a_device_sustains_is_the_most(tried: tuple[list[float], ...], sett
     assert tuple(diskspeed.settled(ways, 100.0).values()) == settled
 
 
+def test_a_quick_look_leaves_the_page_cache_alone(large_file: Path) -> None:
+    found = diskspeed.measure_device(large_file, 0.5, 32 << 20, buffered=False)
+    assert found is not None
+    assert len({rate.direct for rate in found.rates}) == 1, "all past it, or, where that cannot be, all through it"
+
+
 def test_without_time_one_way_is_measured(large_file: Path) -> None:
     """Once every way had its least number of bytes, whatever they took: 20 seconds of an SD card."""
     found = diskspeed.measure_device(large_file, 0.0)
