@@ -34,7 +34,7 @@ class Conditions:
         regime, directory = group.regime, model.directory
         texts = []
         if regime.factor is not None:
-            self._next_s = self._pipeline_s()
+            self._next_s = pipeline_s(wanted, model)
             self.rate = reader_rate(model.facts.nbytes, self._next_s, regime.factor)
             texts.append(
                 f"each reader (a loader; or a backend that reads by itself, all its threads together) is capped at the "
@@ -74,14 +74,11 @@ class Conditions:
         """
         if self._regime.factor is None:
             return None
-        compute_s, self._next_s = known_s or self._next_s or self._pipeline_s(), None
+        compute_s, self._next_s = known_s or self._next_s or pipeline_s(self._wanted, self._model), None
         self.rate = reader_rate(self._model.facts.nbytes, compute_s, self._regime.factor)
         for group in [*self.readers, *self.disk]:
             board.change_cap(group, self._model.directory, self.rate)
         return compute_s
-
-    def _pipeline_s(self) -> float:
-        return pipeline_s(self._wanted, self._model)
 
     def renew(self, subject: Subject) -> None:
         """A fresh memory group for this row, whose counters begin at nothing."""

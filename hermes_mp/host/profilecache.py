@@ -14,8 +14,7 @@ from typing import Any
 
 from hermes_mp.core.profile import DeviceProfile, ModelProfile
 from hermes_mp.errors import BadMessage
-from hermes_mp.host.cachedir import FORMAT as FORMAT
-from hermes_mp.host.cachedir import cache_directory, keep, versions
+from hermes_mp.host.cachedir import FORMAT, cache_directory, keep, versions
 
 
 def device_path(name: str) -> Path:

@@ -31,8 +31,8 @@ QUEUE_LENGTH = 256
 RECONNECT_MS = 5  # a loader may be up before the hub listens; ZeroMQ would try again after 100 ms
 LAST_WORDS_MS = 500
 CONNECT_DEADLINE_S = 10.0  # 64 loaders that start at once on four slow cores take seconds
-_POLLIN = int(zmq.POLLIN)  # a plain one: arithmetic of flags costs 1 us
 SEND_DEADLINE_S = 5.0  # a busy daemon frees half a queue in well under a second
+_POLLIN = int(zmq.POLLIN)  # a plain one: arithmetic of flags costs 1 us
 
 M = TypeVar("M")
 

@@ -18,6 +18,7 @@ from hermes_mp.core.profile import ASSUMED_DEVICE
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import ContextTooLong
 from hermes_mp.host import diskspeed, profilecache, unitcache
+from hermes_mp.host.cachedir import FORMAT
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.messages import RunPlan
 from hermes_mp.models.model_profile import with_usual
@@ -183,7 +184,7 @@ def test_what_is_known_is_not_measured_again(tmp_path: Path, cache: Path) -> Non
     assert gather(checkpoint, settings(directory), True, said.append).fresh
     assert gather(checkpoint, settings(directory, tokens=9), False, said.append).model.tokens == 9
     (entry, _) = (cache / "profiles").iterdir()
-    for damaged in ("{", "[]", json.dumps({"format": profilecache.FORMAT, "profile": {}}), '{"format": 0}'):
+    for damaged in ("{", "[]", json.dumps({"format": FORMAT, "profile": {}}), '{"format": 0}'):
         entry.write_text(damaged)
         assert profilecache.recall_model(entry) is None
 
@@ -243,7 +244,7 @@ def test_a_damaged_device_entry_is_no_entry(cache: Path) -> None:
     assert profilecache.recall_device(path) is None
     profilecache.remember(path, ASSUMED_DEVICE)
     assert profilecache.recall_device(path) == ASSUMED_DEVICE
-    path.write_text(json.dumps({"format": profilecache.FORMAT, "profile": {"rates": []}}))
+    path.write_text(json.dumps({"format": FORMAT, "profile": {"rates": []}}))
     assert profilecache.recall_device(path) is None
 
 
