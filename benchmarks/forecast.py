@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hermes_mp.bench.board import Unavailable, capped_disk, undo_when_ended
-from hermes_mp.host import malloc
+from hermes_mp.host import environment
 
 MODELS = ("bert-large", "vit-large", "gpt2", "llama-3.2-1b")
 TOKENS, CONTEXT = 32, 128
@@ -44,7 +44,7 @@ def planned(directory: Path, *words: object) -> dict[str, Any]:
 def measured(directory: Path, budget: int) -> tuple[float, int]:
     """Seconds per pass and peak bytes of a run in a process of its own, started as a launch starts compute."""
     command = [sys.executable, __file__, "--worker", str(directory), str(budget)]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=malloc.environment())
+    ended = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment.for_computing())
     seconds, peak = json.loads(ended.stdout.splitlines()[-1])
     return seconds, peak
 

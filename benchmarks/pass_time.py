@@ -33,7 +33,7 @@ from hermes_mp.bench.plan import Regime, Subject, Wanted
 from hermes_mp.bench.process import WorkerProcess, worker_settings, worker_words
 from hermes_mp.bench.raw_read import RawReader, largest_file
 from hermes_mp.config import parse_size
-from hermes_mp.host import malloc
+from hermes_mp.host import environment
 from hermes_mp.host.arena import Arena
 
 Way = tuple[int, int]  # readers, and bytes of each read
@@ -72,7 +72,7 @@ class Worker:
         memory = None if options.memory == "none" else parse_size(options.memory)
         loaders = 0 if backend == "resident" else options.loaders
         settings = worker_settings(wanted, model, Subject(backend, loaders, memory), Regime())
-        self.process = WorkerProcess(worker_words(settings), environment=malloc.environment())
+        self.process = WorkerProcess(worker_words(settings), environment=environment.for_computing())
         self.opened = self._ask("open")
         self._ask("first")
 

@@ -23,7 +23,6 @@ from hermes_mp.agents.supplying import LinkedSupply, listen
 from hermes_mp.config import RunConfig
 from hermes_mp.errors import DaemonLost, revived
 from hermes_mp.host import malloc
-from hermes_mp.host import memory as host_memory
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
 from hermes_mp.host.children import Child, DeathPipe, spawn
 from hermes_mp.host.hub import resolve
@@ -117,9 +116,8 @@ def _build(
         (lambda *call: check_generate(footprint, supply.room_nbytes, *call)) if limited else (lambda *call: None),
     )
     behind.lock = model._hermes_binder.lock
-    settle(prepared.skeleton.dtype, images=model.main_input_name == "pixel_values")
-    base = host_memory.quick(os.getpid()).total_nbytes if count_caller else 0
-    behind.supply.describe(base, footprint.reserve_nbytes, plan=plan)
+    base = settle(prepared.skeleton.dtype, images=model.main_input_name == "pixel_values")
+    behind.supply.describe(base if count_caller else 0, footprint.reserve_nbytes, plan=plan)
     return model
 
 

@@ -51,6 +51,11 @@ class Accounting:
         self._taken_nbytes = found.get(self._compute_name, 0)
         return found, exactly
 
+    def faults(self) -> int:
+        """How often our processes have waited for a page from a disk since they began."""
+        pids = [os.getpid(), *self._crew.pids().values(), *([self.compute] if self.compute else [])]
+        return sum(memory.major_faults(pid) for pid in pids)
+
     @property
     def promised_nbytes(self) -> int:
         """What was set aside for compute's KV cache and activations and was not taken at the last sample."""

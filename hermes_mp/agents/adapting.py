@@ -6,6 +6,7 @@ The decisions are `core.budget`'s and `core.squeeze`'s, the figures `host.ceilin
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from hermes_mp.agents.front import Front
 from hermes_mp.core.budget import LAST_NBYTES, MIN_SLOTS, Spare
@@ -24,7 +25,7 @@ class Adapting:
         self._budget_nbytes, self._front = budget_nbytes, front
         self._ceilings = Ceilings()
         self._squeeze = Squeeze(MIN_SLOTS)
-        self._next_ns = 0
+        self._next_ns = self._faults = 0
 
     def spare(self, own_nbytes: int, file_nbytes: int) -> Spare:
         """What we may have in all, where `own_nbytes` and mapped files of `file_nbytes` are ours already."""
@@ -43,10 +44,13 @@ class Adapting:
         """There was no memory for more than so many."""
         self._squeeze.refused(slots, time.monotonic_ns())
 
-    def look(self, slots: int, promised_nbytes: int, allocating: bool, starved: bool) -> int | None:
+    def look(
+        self, slots: int, promised_nbytes: int, allocating: bool, starved: bool, faults: Callable[[], int]
+    ) -> int | None:
         """How many slots there shall be from now on, where that changes; `slots` have their memory now.
 
-        `allocating`: more are about to get it, so it is looked at once. The others: see `Squeeze.handle`.
+        `allocating`: more are about to get it, so it is looked at once. `faults` since our processes began. The others:
+        see `Squeeze.handle`.
         """
         now_ns = time.monotonic_ns()
         if now_ns < self._next_ns and not allocating:
@@ -56,7 +60,10 @@ class Adapting:
             ((one.free_nbytes, reserve_nbytes(one.limit_nbytes, self._budget_nbytes)) for one in self._ceilings.look()),
             key=lambda pair: pair[0] - pair[1],
         )
-        change = self._squeeze.handle(free - reserve, slots, now_ns, promised_nbytes, starved)
+        before, self._faults = self._faults, faults()
+        change = self._squeeze.handle(
+            free - reserve, slots, now_ns, promised_nbytes, starved, max(0, self._faults - before)
+        )
         self._front.looked(free, reserve, slots)
         if change is None:
             return None

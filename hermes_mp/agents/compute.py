@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.supplying import LinkedSupply
 from hermes_mp.errors import DaemonLost, HermesError, OutOfMemory
-from hermes_mp.host import malloc, memory
+from hermes_mp.host import malloc
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
@@ -130,10 +130,9 @@ class _Compute:
             else (lambda *call: None),
         )
         task = open_task(model, directory, self.settings["options"])
-        settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")
+        base = settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")
         gc.freeze()  # nor later
         gc.enable()
-        base = memory.quick(os.getpid()).total_nbytes
         # An image is prepared before its pass needs the reserve.
         wish = IMAGE_NBYTES if model.main_input_name == "pixel_values" else 0
         divided = self.supply.describe(base, footprint.reserve_nbytes, wish, chosen.plan)

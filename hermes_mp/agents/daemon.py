@@ -38,7 +38,7 @@ from hermes_mp.core.pipeload import (
 from hermes_mp.core.report import counted
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, ReadFailed, revived
-from hermes_mp.host import malloc, unitcache
+from hermes_mp.host import environment, unitcache
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, spawn
 from hermes_mp.host.scheduling import take_short_turns
@@ -360,7 +360,7 @@ class Daemon:
         fds = (self._quarters.death.read_fd, self.arena.fd)
         self._compute = spawn(
             "hermes_mp.agents.compute", "hermes: compute", [json.dumps(settings)], fds, COMPUTE_OOM_SCORE,
-            env=malloc.environment(),
+            env=environment.for_computing(),
         )  # fmt: skip
         self.accounting.compute = self._compute.pid
         self._poller.watch(self._compute.pidfd)
@@ -458,7 +458,9 @@ class Daemon:
         slots = self.mind.slots  # all of them held and a wait that will be judged: compute waits for yet another
         starved = len(slots.announced) == len(slots.all) and self.mind.wake_ns() is not None
         promised_nbytes = self.accounting.promised_nbytes if self.settings.memory == "auto" else 0
-        count = self.adapting.look(len(self.slots.bases), promised_nbytes, bool(self.slots.missing), starved)
+        count = self.adapting.look(
+            len(self.slots.bases), promised_nbytes, bool(self.slots.missing), starved, self.accounting.faults
+        )
         if count is not None:
             self.slots.want(count)
             self._feed(SlotsWanted(max(1, count)))

@@ -18,7 +18,7 @@ from typing import Any
 
 from hermes_mp.core.profile import ModelProfile
 from hermes_mp.errors import ComputeLost, HermesError, revived
-from hermes_mp.host import malloc
+from hermes_mp.host import environment
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.children import COMPUTE_OOM_SCORE, DeathPipe, spawn
 from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
@@ -48,7 +48,7 @@ def profile_in_own_process(settings: ProfilerSettings, say: Callable[[str], None
         fds = (death.read_fd, write_fd)
         child = spawn(
             "hermes_mp.agents.profiler", "hermes: profiler", [json.dumps(words)], fds, COMPUTE_OOM_SCORE,
-            env=malloc.environment(),
+            env=environment.for_computing(),
         )  # fmt: skip
         os.close(write_fd)
         try:

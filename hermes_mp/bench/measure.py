@@ -25,7 +25,7 @@ from hermes_mp.bench.plan import OURS, Group, Subject, Wanted, in_turn
 from hermes_mp.bench.process import Peak, WorkerLost, WorkerProcess, sampling, worker_settings, worker_words
 from hermes_mp.bench.raw import Raw
 from hermes_mp.bench.reference import AGAIN, Reference
-from hermes_mp.host import malloc
+from hermes_mp.host import environment
 
 BESIDE_ACCELERATE = 550 * 10**6  # of a limit: 270 MB for its process, the rest for the page cache, or it collapses
 PEER_S = 600.0  # with too little page cache it does not end, rather than being killed
@@ -201,10 +201,10 @@ class _GroupRun:
                 words = [str(python), str(Path(worker_module.__file__)), json.dumps(settings)]
                 return WorkerProcess(words, self._conditions.groups(subject), {"PYTHONPATH": None})
         # What is remembered of a disk that is capped, and units at another size, are no business of the user's cache.
-        environment = {"XDG_CACHE_HOME": self._cache}
+        variables = {"XDG_CACHE_HOME": self._cache}
         if subject.backend in OURS:  # as the compute process of a launch has it
-            environment = malloc.environment() | environment
-        return WorkerProcess(worker_words(settings), self._conditions.groups(subject), environment)
+            variables = environment.for_computing() | variables
+        return WorkerProcess(worker_words(settings), self._conditions.groups(subject), variables)
 
     def _leave(
         self, kind: type[BaseException] | None = None, error: BaseException | None = None,

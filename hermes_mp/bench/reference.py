@@ -9,7 +9,7 @@ from hermes_mp.bench.board import Unavailable
 from hermes_mp.bench.models import Model
 from hermes_mp.bench.plan import Regime, Subject, Wanted
 from hermes_mp.bench.process import WorkerLost, WorkerProcess, worker_settings, worker_words
-from hermes_mp.host import malloc, memory
+from hermes_mp.host import environment, memory
 
 AGAIN = 2  # passes after the first, of a model that makes no tokens
 REFERENCES = 7  # computations that a per-reader rate is derived from
@@ -88,7 +88,7 @@ def pipeline_s(wanted: Wanted, model: Model) -> float:
     if memory.available_nbytes() < 1.25 * model.facts.nbytes:
         raise Unavailable("the model does not fit into this machine's memory, so its computing time is not known")
     settings = worker_settings(wanted, model, Subject("pipeline", 1), Regime())
-    with WorkerProcess(worker_words(settings), environment=malloc.environment()) as running:
+    with WorkerProcess(worker_words(settings), environment=environment.for_computing()) as running:
 
         def ask(order: str) -> dict[str, Any]:
             answer = running.ask(order)

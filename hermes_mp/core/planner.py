@@ -125,6 +125,8 @@ def plan(device: DeviceProfile, model: ModelProfile, budget: int | None, loaders
             except BudgetTooSmall as error:
                 smallest = smallest or error
                 continue
+            if loaders is None and 1 < count >= share.slots:
+                continue  # a loader without a slot to read into while compute holds one
             for way, rates in _ways(device, count):
                 choices = _choices(model, granularity, rank, count, way, rates, share.slots)
                 heapq.heappush(heap, (next(choices), len(heap), choices))
@@ -241,7 +243,7 @@ def _choices(
     compute_s = model.other_s + granularity.compute_s
     fastest = max(rates)
     previous = 0.0
-    for window in _windows(slots, count):
+    for window in _windows(slots, count, loaders):
         streamed = 0 if slots >= count else total - saved[max(0, slots - window)]
         units = 0 if slots >= count else count - max(0, slots - window)
         bound_s = max(compute_s + UNIT_S * units, streamed / fastest + READ_S * units)
@@ -249,11 +251,15 @@ def _choices(
         yield _Choice(with_loaders(previous, loaders), loaders, rank, window, way, rates, granularity, slots)
 
 
-def _windows(slots: int, units: int) -> Iterator[int]:
+def _windows(slots: int, units: int, loaders: int) -> Iterator[int]:
+    """None with fewer slots than one for each loader and one that compute holds: loaders that wait for a slot come to
+    read and to wait together, and the disk rests while compute works, which no forecast shows (measured: 2 loaders in
+    2 slots left it idle for 16 % of a pass, in 3 for 1.5 %).
+    """
     if slots >= units:
         yield window_for(slots, 1)
         return
-    window = min(2, slots)
+    window = window_for(slots, loaders)
     while window < slots:
         yield window
         window += 1 if window < SOME_WINDOWS else window // 8

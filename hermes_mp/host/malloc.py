@@ -25,12 +25,12 @@ M_MMAP_THRESHOLD = -3
 LARGE_NBYTES = 64 << 10
 
 
-def environment() -> dict[str, str]:
-    """Our environment for a process that computes; what the user tunes wins."""
+def tunables() -> str:
+    """What `VARIABLE` is for a process that computes; what the user tunes wins."""
     theirs = [word for word in os.environ.get(VARIABLE, "").split(":") if word]
     named = {word.partition("=")[0] for word in theirs}
     ours = [f"{name}={value}" for name, value in TUNABLES.items() if name not in named]
-    return {**os.environ, VARIABLE: ":".join(theirs + ours)}
+    return ":".join(theirs + ours)
 
 
 def is_tuned() -> bool:

@@ -63,6 +63,13 @@ def peak_nbytes(pid: int) -> int:
     return _fields(f"/proc/{pid}/status").get("VmHWM", 0)
 
 
+def major_faults(pid: int) -> int:
+    """How often the process has waited for a page from a disk since it began: of its program, or swapped out."""
+    for line in _lines(f"/proc/{pid}/stat"):
+        return int(line.rpartition(")")[2].split()[9])
+    return 0
+
+
 def uss_nbytes(pid: int) -> int:
     """Bytes that would be free if the process ended.
 

@@ -134,8 +134,7 @@ def _estimated(traced: Traced, checkpoint: Checkpoint, told: Told) -> ModelProfi
     tokens = 1 if decoding else min(ESTIMATED_TOKENS, traced.positions)
     again_s = seconds_per_byte(traced.skeleton.dtype, told.batch * tokens)
     first_s = seconds_per_byte(traced.skeleton.dtype, told.batch * ESTIMATED_TOKENS) if decoding else again_s
-    settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values")
-    base = memory.quick(os.getpid()).total_nbytes + TO_COME_NBYTES
+    base = settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values") + TO_COME_NBYTES
     base = -(-base // ROUNDED_NBYTES) * ROUNDED_NBYTES
     return ModelProfile(
         granularities=tuple(

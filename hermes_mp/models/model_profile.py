@@ -76,8 +76,7 @@ def profile_model(checkpoint: Checkpoint, wanted: Wanted, seconds: float, say: C
     started = memory.peak_nbytes(os.getpid())  # before there is an arena: its pages count in the peak
     with _streamed(made[0], checkpoint) as (model, supply):
         task = open_task(model, checkpoint.directory, {})  # as compute does: what that takes is in the base
-        settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values")
-        base = memory.quick(os.getpid()).total_nbytes
+        base = settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values")
         supply.fill(_pattern_dtype(made[0].division))
         layered = measure_passes(model, splits[0], supply, wanted.batch, tokens, seconds / 2)
         if not wanted.headers_only:

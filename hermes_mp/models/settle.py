@@ -5,17 +5,24 @@ Measured next is what the process takes from then on, weights and activations ap
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 
-from hermes_mp.host import malloc
+from hermes_mp.host import malloc, memory
 from hermes_mp.host.code_pages import give_back_code
 
+CODE_NBYTES = 28 << 20  # of libraries, that passes and sampling run through
 
-def settle(dtype: torch.dtype, images: bool = False) -> None:
-    """Make torch's lazy allocations, and map the pages of its code that passes and sampling run through.
 
-    In `dtype`, the model's; `images`: it looks at images. Freed memory goes back to the system.
+def settle(dtype: torch.dtype, images: bool = False) -> int:
+    """Bytes that this process takes from now on.
+
+    Make torch's lazy allocations, and map the pages of its code that passes and sampling run through.
+
+    In `dtype`, the model's; `images`: it looks at images. Freed memory goes back to the system. In a full
+    cgroup the kernel takes code away as fast as it is mapped; it counts all the same, as it must come back.
     """
     give_back_code()
     chance = torch.Generator()  # not the caller's random numbers
@@ -32,6 +39,8 @@ def settle(dtype: torch.dtype, images: bool = False) -> None:
         if images:
             F.conv2d(torch.zeros(1, 3, 32, 32, dtype=dtype), torch.zeros(8, 3, 16, 16, dtype=dtype), stride=16)
     malloc.trim()
+    found = memory.quick(os.getpid())
+    return found.total_nbytes + max(0, CODE_NBYTES - found.file_nbytes)
 
 
 def _activate(states: torch.Tensor) -> None:

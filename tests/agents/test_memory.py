@@ -118,3 +118,16 @@ def test_the_peak_of_a_process_stays_when_its_memory_goes() -> None:
         assert now < ANON < peak - now // 2
         process.communicate(timeout=20)
     assert memory.peak_nbytes(process.pid) == 0
+
+
+def test_waits_for_pages_of_a_file_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.write(bytes(8 << 20))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        before = memory.major_faults(os.getpid())
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0
+        assert memory.major_faults(os.getpid()) > before
+    assert memory.major_faults(1 << 22) == 0

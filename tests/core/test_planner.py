@@ -60,7 +60,9 @@ def brute_force(device: DeviceProfile, model: ModelProfile, budget: int) -> floa
         except BudgetTooSmall:
             continue
         rates = device.by_readers(chunk, direct, loaders)
-        for window in range(min(2, slots), slots + 1):
+        if loaders > 1 and slots <= loaders:
+            continue
+        for window in range(min(loaders + 1, slots), slots + 1):
             found += 1
             choice = planner._Choice(0.0, loaders, 0, window, (chunk, direct), rates, one, slots)
             seconds = planner.simulate(planner._flow(choice, model, device)).seconds
@@ -138,6 +140,13 @@ def test_a_start_that_takes_more_than_running_counts() -> None:
 
 def test_a_small_model_needs_one_loader() -> None:
     assert plan(DISK, model(granularity(None, (1, 0.001), (1, 0.001), (1, 0.001))), 800 * MIB).loaders == 1
+
+
+def test_a_slot_for_each_loader_and_one_that_compute_holds() -> None:
+    """With fewer, loaders read and wait together, and the disk rests meanwhile."""
+    for mib in range(460, 1500, 20):
+        found = plan(DISK, MODEL, mib * MIB)
+        assert found.fits or found.window > found.loaders
 
 
 def test_as_many_loaders_as_are_asked_for() -> None:
