@@ -13,9 +13,11 @@ from hermes_mp.core.budget import LAST_NBYTES, MIN_SLOTS, Spare
 from hermes_mp.core.squeeze import Squeeze, reserve_nbytes
 from hermes_mp.host.ceilings import Ceilings
 
-# Between two looks; each costs 50 us. The kernel's pressure stall information would not be sooner: it speaks once
+# Between two looks; each costs 0.1 ms. The kernel's pressure stall information would not be sooner: it speaks once
 # memory is being taken back, and where there is nothing to take back the next thing is an OOM kill.
 LOOK_NS = 100_000_000
+SHORT_NBYTES = 64 << 20  # with more than this free the kernel takes no program's pages away
+FAULTS = 2  # waits for such pages between two looks: few where each waits behind a loader's large read
 
 
 class Adapting:
@@ -25,7 +27,8 @@ class Adapting:
         self._budget_nbytes, self._front = budget_nbytes, front
         self._ceilings = Ceilings()
         self._squeeze = Squeeze(MIN_SLOTS)
-        self._next_ns = self._faults = 0
+        self._next_ns = self._faults = self._counted_ns = 0
+        self._faulting = False
 
     def spare(self, own_nbytes: int, file_nbytes: int) -> Spare:
         """What we may have in all, where `own_nbytes` and mapped files of `file_nbytes` are ours already."""
@@ -60,15 +63,21 @@ class Adapting:
             ((one.free_nbytes, reserve_nbytes(one.limit_nbytes, self._budget_nbytes)) for one in self._ceilings.look()),
             key=lambda pair: pair[0] - pair[1],
         )
-        before, self._faults = self._faults, faults()
         change = self._squeeze.handle(
-            free - reserve, slots, now_ns, promised_nbytes, starved, max(0, self._faults - before)
+            free - reserve, slots, now_ns, promised_nbytes, starved, self._is_faulting(free, now_ns, faults)
         )
         self._front.looked(free, reserve, slots)
         if change is None:
             return None
         self._front.squeezed(change, free)
         return change.slots
+
+    def _is_faulting(self, free_nbytes: int, now_ns: int, faults: Callable[[], int]) -> bool:
+        """As it was at the last full look, where another comes sooner."""
+        if now_ns - self._counted_ns >= LOOK_NS:
+            before, self._faults, self._counted_ns = self._faults, faults(), now_ns
+            self._faulting = free_nbytes < SHORT_NBYTES and self._faults - before >= FAULTS
+        return self._faulting
 
     def close(self) -> None:
         """Nothing is looked at any more."""

@@ -97,7 +97,8 @@ class _GroupRun:
             if before[0] != number:
                 known = self._journal.pipeline_s(self._group.label, number)  # of a round that was broken off
                 before = (number, reference.measure(), conditions.new_round(known))
-                raw.measure([one.loaders for one in self._group.subjects])
+                cap = conditions.rate or self._group.regime.total
+                raw.measure([one.loaders for one in self._group.subjects], cap)
             self._say(f"{self._group.label}: round {number + 1} of {self._wanted.rounds}, {subject.label}")
             _, compute, pipeline_s = before
             sample = replace(

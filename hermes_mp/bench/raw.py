@@ -57,11 +57,15 @@ class Raw:
         ways = " or ".join(f"{readers} x {chunk >> 20} MiB" for readers, chunk in self._ways)
         return f"the better of {ways}, {how} into {self._said[0]['pages']} pages"
 
-    def measure(self, loaders: list[int]) -> None:
-        """The rate of this round, for each number of loaders."""
+    def measure(self, loaders: list[int], cap: float | None) -> None:
+        """The rate of this round, for each number of loaders; none above `cap`, of all reads or of each reader.
+
+        The kernel lets a reader begin with some milliseconds' worth: a twelfth of what is read here, nothing of a run.
+        """
         for count in {1, *loaders} - {0} if self._reader_rate is not None else {1}:
             nbytes = self._estimate * ROUND_S * count
-            self._rates[count] = max(self._read(count, way, nbytes) for way in self._ways)
+            measured = max(self._read(count, way, nbytes) for way in self._ways)
+            self._rates[count] = min(measured, count * cap) if cap else measured
 
     def rate(self, loaders: int) -> float:
         """Bytes per second that a row of so many loaders could read at; 0: a backend that reads by itself."""

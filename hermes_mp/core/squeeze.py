@@ -17,11 +17,8 @@ CALM_NS = 2_000_000_000  # so long must memory have been spare before slots retu
 MAX_CALM_NS = 32_000_000_000  # the wait doubles where what returned had to leave again, at most to this
 STARVED_NS = 300_000_000  # so long compute holds all slots and waits for another before it gets one
 SOON_NS = 60_000_000_000  # and is short again where what returned could stay for so long
-FAULTS_NS = 300_000_000  # so long our processes must have waited for pages of their programs, again and again
-FAULTS = 10  # in one look; a start has as many, but for less long or with memory to spare
-HIDDEN_NBYTES = 16 << 20  # is then set aside for them, and again while it goes on
-MOST_HIDDEN_NBYTES = 128 << 20  # of programs: torch's hot code and what lies around it
-SHORT_NBYTES = 64 << 20  # with more than this to spare the kernel takes no program's pages away
+FAULTS_NS = 1_000_000_000  # so long our processes must have waited for pages of their programs, at every look
+FAULTS_NBYTES = 16 << 20  # then leave at once: torch's hot code is two or three times that
 RETURN_PARTS = 8  # at most one in so many of all slots returns at once: reading them delays nobody for long
 
 
@@ -55,7 +52,6 @@ class Squeeze:
         self._returned_ns: int | None = None
         self._starved_since_ns: int | None = None
         self._faulting_since_ns: int | None = None
-        self._hidden_nbytes = 0  # pages of programs that the kernel counts as free, as it has taken them away
 
     def plan(self, slots: int, slot_nbytes: int, most: int) -> None:
         """The budget is divided, into so many slots; with a budget that follows the machine there may be `most`."""
@@ -70,19 +66,17 @@ class Squeeze:
 
     def handle(
         self, spare_nbytes: int, slots: int, now_ns: int, promised_nbytes: int = 0, starved: bool = False,
-        faults: int = 0,
+        faulting: bool = False,
     ) -> Change | None:
         """A look at the memory, `slots` being those that have theirs now; None: nothing changes.
 
         `promised_nbytes` of what is spare are set aside and not taken yet: they make no slot leave, but none returns
         for them. `starved`: compute holds all slots and waits for another, as a model does whose units are nested: if
-        that lasts, it needs more than the least to go on at all. `faults`: how often since the last look one of our
-        processes had to wait for a page from the disk: with little to spare that is code which the kernel took away.
+        that lasts, it needs more than the least to go on at all. `faulting`: our processes wait for pages of their
+        programs, which the kernel has taken away and counts as spare: if that lasts, residents leave for them.
         """
         if not self._slot_nbytes:
             return None
-        self._watch(spare_nbytes, faults, now_ns)
-        spare_nbytes -= self._hidden_nbytes
         if not starved:
             self._starved_since_ns = None
         elif slots == self.wanted < self.most:
@@ -92,6 +86,13 @@ class Squeeze:
                 self._starved_since_ns, self._calm_since_ns = None, None
                 self.least = self.wanted = slots + 1
                 return self._change(returns=True)
+        if not faulting or slots != self.wanted:  # what leaves has not helped yet
+            self._faulting_since_ns = None
+        elif self._faulting_since_ns is None:
+            self._faulting_since_ns = now_ns
+        elif now_ns - self._faulting_since_ns >= FAULTS_NS:
+            self._faulting_since_ns = None
+            return self._tight(-FAULTS_NBYTES, now_ns)
         expected_nbytes = spare_nbytes + (slots - self.wanted) * self._slot_nbytes
         if expected_nbytes < 0:
             return self._tight(expected_nbytes, now_ns)
@@ -106,15 +107,6 @@ class Squeeze:
         self._calm_since_ns, self._returned_ns = now_ns, now_ns
         self.wanted += min(room, self.most - self.wanted, max(1, self.most // RETURN_PARTS))
         return self._change(returns=True)
-
-    def _watch(self, spare_nbytes: int, faults: int, now_ns: int) -> None:
-        if faults < FAULTS or spare_nbytes > SHORT_NBYTES:
-            self._faulting_since_ns = None
-        elif self._faulting_since_ns is None:
-            self._faulting_since_ns = now_ns
-        elif now_ns - self._faulting_since_ns >= FAULTS_NS:
-            self._faulting_since_ns = now_ns
-            self._hidden_nbytes = min(MOST_HIDDEN_NBYTES, max(spare_nbytes, self._hidden_nbytes) + HIDDEN_NBYTES)
 
     def _tight(self, expected_nbytes: int, now_ns: int) -> Change | None:
         self._calm_since_ns = None

@@ -2,6 +2,8 @@
 
 By layers a matrix is cut into as few and as equal blocks as fit a slot. Finer, units are filled to the brim: a matrix
 goes on in the next unit, cut at a multiple of 64 rows, so that equally large slots hold next to nothing but weights.
+The first units grow up to that size: compute has the first one sooner, and loaders that begin together do not end
+together.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from hermes_mp.models.skeleton import Skeleton
 from hermes_mp.models.trace import Trace
 
 Tensors = list[tuple[int, TensorInfo]]
+RAMP = 6  # units until they are as large as they may be: as many as there may be loaders
 SLIVER = 16  # less than this part of a unit is not worth another product: the unit is closed
 
 
@@ -51,6 +54,7 @@ class _Packing:
         self._files = files_nbytes
         self._fills = room is not None
         self._room = room or 0
+        self._least = 0  # what the largest piece or block needs
         self._tensors: Tensors = []  # of the unit that is being filled
         self._items: list[Piece | tuple[Block, str]] = []
 
@@ -59,12 +63,13 @@ class _Packing:
         widest = max((_least_rows(m.source.info.shape[0]) * m.row_nbytes for m in matrices), default=0)
         largest = max(largest, widest + 4 * ALIGN)
         if self._fills:
+            self._least = largest
             self._room = max(self._room, largest)
         else:
             self._room = largest + max(2 * ALIGN, largest // 64)  # a final norm joins the last layer for 1.6 %
 
     def add_piece(self, piece: Piece) -> None:
-        if self._items and self._lay_out(self._tensors + _tensors(piece)).nbytes > self._room:
+        if self._items and self._lay_out(self._tensors + _tensors(piece)).nbytes > self._unit_room():
             self.close()
         self._tensors = list(dict.fromkeys(self._tensors + _tensors(piece)))
         self._items.append(piece)
@@ -86,6 +91,12 @@ class _Packing:
             if first < info.shape[0]:
                 self.close()
 
+    def _unit_room(self) -> int:
+        """Of the unit that is being filled."""
+        if not self._fills:
+            return self._room
+        return max(self._least, self._room * min(RAMP, len(self.layouts) + 1) // RAMP)
+
     def close(self) -> None:
         """The unit is full."""
         if not self._items:
@@ -105,11 +116,11 @@ class _Packing:
         """How many rows from `first` on the unit still takes: all, or a multiple of 64 worth the while."""
         rows = matrix.source.info.shape[0] - first
         taken = self._lay_out(self._tensors).nbytes if self._tensors else 0
-        fitting = min(rows, max(0, self._room - taken) // matrix.row_nbytes)
+        fitting = min(rows, max(0, self._unit_room() - taken) // matrix.row_nbytes)
         while fitting > 0:
             fitting = rows if fitting >= rows else whole_rows(rows, fitting, self._step(matrix), ROWS_MULTIPLE)
             part = rows_of(matrix.source.info, first, first + fitting) if fitting else None
-            if part is None or self._lay_out([*self._tensors, (matrix.source.file, part)]).nbytes <= self._room:
+            if part is None or self._lay_out([*self._tensors, (matrix.source.file, part)]).nbytes <= self._unit_room():
                 break
             fitting -= 1
         is_sliver = fitting < rows and fitting * matrix.row_nbytes * SLIVER < self._room

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hermes_mp.bench.board import evict
 from hermes_mp.host import memory
 
 MIB = 1 << 20
@@ -124,10 +125,9 @@ def test_the_peak_of_a_process_stays_when_its_memory_goes() -> None:
 
 def test_waits_for_pages_of_a_file_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with path.open("wb") as file:
-        file.write(bytes(8 << 20))
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    path.write_bytes(bytes(8 << 20))
+    if evict([path]) > 0.5:
+        pytest.skip("this file system keeps its files in memory")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         before = memory.major_faults(os.getpid())
         assert sum(mapped[:: mmap.PAGESIZE]) == 0

@@ -43,11 +43,13 @@ def test_what_cannot_be_started_is_lost(tmp_path: Path) -> None:
 def test_without_its_reader_the_raw_rate_is_unavailable(models: Path, tmp_path: Path) -> None:
     model = open_model(str(models / "mlm"), tmp_path, print)
     with Raw(model, [], [], 1e9) as raw:
-        raw.measure([1])
+        raw.measure([1], None)
         assert raw.rate(1) > 0
+        raw.measure([1, 2], 1000.0)
+        assert (raw.rate(1), raw.rate(2)) == (1000.0, 2000.0)  # whatever a cap lets pass at first
         kill_children()
         with pytest.raises(Unavailable, match="its reader was lost: killed by SIGKILL"):
-            raw.measure([1])
+            raw.measure([1], None)
     with pytest.raises(Unavailable, match=r"its reader was lost: .* cannot be started"):
         Raw(model, [ControlGroup(tmp_path / "gone")], [], 1e9)
 

@@ -8,14 +8,12 @@ from hypothesis import strategies as st
 
 from hermes_mp.core.squeeze import (
     CALM_NS,
-    FAULTS,
+    FAULTS_NBYTES,
     FAULTS_NS,
-    HIDDEN_NBYTES,
     LEAST_RESERVE_NBYTES,
     MAX_CALM_NS,
     RESERVE_NBYTES,
     ROOM_NBYTES,
-    SHORT_NBYTES,
     SOON_NS,
     STARVED_NS,
     Change,
@@ -131,33 +129,39 @@ def test_nested_units_get_the_slots_they_need() -> None:
     assert state.handle(-SLOT, 3, 8 * LOOK_NS) is None, "and keeps them"
 
 
-def faulting(spare: int, looks: int, faults: int, state: Squeeze) -> list[Change]:
-    found = (state.handle(spare, state.wanted, number * LOOK_NS, faults=faults) for number in range(looks))
+def faulting(looks: list[bool], state: Squeeze, spare: int = 20 * MIB) -> list[Change]:
+    found = (state.handle(spare, state.wanted, at * LOOK_NS, faulting=one) for at, one in enumerate(looks))
     return [change for change in found if change is not None]
 
 
-def test_code_that_the_kernel_takes_away_gets_its_memory_back() -> None:
-    """What is spare is where it was: the kernel counts it as free. Residents leave until the faults end."""
+LOOKS = FAULTS_NS // LOOK_NS + 1
+
+
+def test_residents_leave_for_code_that_the_kernel_takes_away() -> None:
+    """Again and again while it does: the spare memory that it counts is none."""
+    assert faulting([True] * LOOKS, squeeze()) == [Change(9, returns=False, turned=True)]
+    small = Squeeze(2)
+    small.plan(30, 6 * MIB, 30)
+    assert faulting([True] * LOOKS, small)[0].slots == 30 - -(-FAULTS_NBYTES // (6 * MIB))
+    assert [one.slots for one in faulting([True] * 3 * LOOKS, squeeze())] == [9, 8, 7]
+
+
+@pytest.mark.parametrize("looks", [[True] * (LOOKS - 1) + [False], ([True] * 9 + [False]) * 20])
+def test_the_faults_of_a_start_are_no_shortage(looks: list[bool]) -> None:
+    assert faulting(looks, squeeze()) == []
+
+
+def test_what_leaves_for_code_has_time_to_help() -> None:
     state = squeeze()
-    first = faulting(20 * MIB, FAULTS_NS // LOOK_NS + 1, FAULTS, state)
-    assert first == [Change(9, returns=False, turned=True)]
-    assert faulting(20 * MIB + SLOT, 100, FAULTS - 1, state) == []  # nor do they return for what is not free
-    assert state.handle(20 * MIB + SLOT + HIDDEN_NBYTES + ROOM_NBYTES + SLOT, 9, 0) is None  # now it is
-    assert state.handle(20 * MIB + SLOT + HIDDEN_NBYTES + ROOM_NBYTES + SLOT, 9, CALM_NS) == Change(10, True, True)
+    (change,) = faulting([True] * LOOKS, state)
+    for look in range(LOOKS, 10 * LOOKS):  # it is still being computed with
+        assert state.handle(0, change.slots + 1, look * LOOK_NS, faulting=True) is None
 
 
-@pytest.mark.parametrize(
-    ("spare", "looks", "faults"),
-    [(20 * MIB, 3, 1000), (20 * MIB, 100, FAULTS - 1), (SHORT_NBYTES + 1, 100, 1000)],
-)
-def test_the_faults_of_a_start_are_no_shortage(spare: int, looks: int, faults: int) -> None:
-    assert faulting(spare, looks, faults, squeeze()) == []
-
-
-def test_faults_never_take_more_than_residents() -> None:
-    assert faulting(20 * MIB, 1000, 1000, state := squeeze())
-    assert state.wanted >= 2
-    assert faulting(10 * SLOT, 1000, 0, state)[-1].slots == 10
+def test_code_never_takes_more_than_residents_and_they_return() -> None:
+    state = squeeze()
+    assert faulting([True] * 1000, state)[-1].slots == 2
+    assert faulting([False] * 1000, state, spare=10 * SLOT)[-1].slots == 10
 
 
 def test_before_the_plan_nothing_happens() -> None:

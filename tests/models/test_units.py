@@ -18,6 +18,7 @@ from families import FAMILIES, Family, family
 
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.models.division import ROWS_MULTIPLE, Division, cast_nbytes
+from hermes_mp.models.packing import RAMP
 from hermes_mp.models.skeleton import Skeleton, build_skeleton
 from hermes_mp.models.streamed import stream
 from hermes_mp.models.trace import trace_forward
@@ -117,9 +118,12 @@ def test_finer_units_are_filled_to_the_brim(one: Family, room: int, tmp_path: Pa
     check_places(skeleton, division)
     atoms = [sum(bound.source.info.nbytes for bound in piece.bounds) for piece in division.pieces]
     rows_nbytes = 64 * 192 * 4  # 64 of the widest that any family has
-    assert division.list.slot_nbytes <= max(room, rows_nbytes + 4096 * 4, 4096 * 8 + max(atoms, default=0))
-    if len(division.layouts) > 2 and not division.pieces:
-        filled = sorted(unit.nbytes for unit in division.list.units)[1:]  # the last one is what is left
+    least = max(rows_nbytes + 4096 * 4, 4096 * 8 + max(atoms, default=0))
+    sizes = [unit.nbytes for unit in division.list.units]
+    for number, nbytes in enumerate(sizes):
+        assert nbytes <= max(least, room * min(RAMP, number + 1) // RAMP)
+    if not division.pieces:
+        filled = sizes[RAMP:-1]  # the last one is what is left
         assert sum(filled) >= 0.6 * room * len(filled)
     assert division.list.read_nbytes < 1.5 * divided(tmp_path)[1].list.read_nbytes
 
