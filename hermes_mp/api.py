@@ -101,7 +101,7 @@ def _build(
         room, plan = chosen.room, chosen.plan
     if window:
         plan = replace(plan, window=window)
-    prepared = traced.divide(room or None)  # 0: by layers, whatever a plan would say
+    prepared = traced.divide(room or None, config.loaders or plan.loaders)  # 0: by layers, whatever a plan would say
     behind.supply.use(prepared.division.list)
     footprint, supply = prepared.footprint, behind.supply
     model_config = prepared.skeleton.model.config  # of the model nothing else may be kept by its parts

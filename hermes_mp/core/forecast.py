@@ -6,6 +6,7 @@ pass too; readers that are busy at once share the disk. Times come from `core.pr
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Flow:
 
     `rates[n]`: bytes per second of n busy readers together. `slow_compute`, `slow_reads`: how many times as long the
     one takes while the other goes on. `read_s` passes from a slot that is free to the first byte asked of the disk, and
-    at least `rest_s` from the end of a loader's read to the beginning of its next. `orders`: that one may have at once.
+    at least `rest_s` from the end of a loader's read to the beginning of its next, `idle_rest_s` where compute waits
+    and leaves it a core. `orders`: that one may have at once.
     """
 
     reads: Sequence[float]
@@ -36,6 +38,7 @@ class Flow:
     slow_compute: float = 1.0
     slow_reads: float = 1.0
     rest_s: float = 0.0
+    idle_rest_s: float = 0.0
     orders: int = Limits().orders
 
     @property
@@ -79,7 +82,7 @@ def _passes(flow: Flow) -> Iterator[Pass]:
     now = began = stalled = 0.0
     starting: deque[tuple[float, int]] = deque()  # reads ordered, whose first byte is still to come: (when, which)
     left: list[float] = []  # bytes left of the reads that go on
-    resting: deque[float] = deque()  # loaders between two reads: until when
+    resting: list[float] = []  # loaders between two reads: until when, the first to end first
     which: list[int] = []
     loaded: set[int] = set()
     started = released = 0  # numbers of streamed units, counted over all passes
@@ -87,7 +90,7 @@ def _passes(flow: Flow) -> Iterator[Pass]:
     work, phase = flow.lead_s, 0  # phase 0: before it asks for `wanted`; 1: waits for it; 2: holds it
     while True:
         while resting and resting[0] <= now + 1e-12:
-            resting.popleft()
+            resting.pop(0)
         while starting and starting[0][0] <= now + 1e-12 and len(left) + len(resting) < loaders:
             unit = starting.popleft()[1]
             left.append(reads[unit % count])
@@ -120,7 +123,7 @@ def _passes(flow: Flow) -> Iterator[Pass]:
                 rest = left[index] - step * speeds[index]
                 if rest <= 1e-3:
                     loaded.add(which[index])
-                    resting.append(now + flow.rest_s)
+                    insort(resting, now + (flow.idle_rest_s if phase == 1 else flow.rest_s))
                 else:
                     left[keep], which[keep] = rest, which[index]
                     keep += 1

@@ -38,7 +38,8 @@ SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eight
 # units. With a cap they are too long by what the disk's profile is too low.
 UNIT_S = 0.0007  # of compute, per streamed unit: to bind it, and what daemon and loader take from it meanwhile
 ORDER_S = 0.001  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
-REST_S = 0.0016  # of a loader from one unit to its next, which it knows already: it waits for a core
+REST_S = 0.0016  # of a loader from one unit to its next, which it knows already: it waits for a core,
+IDLE_REST_S = 0.0008  # or for less of one, where compute waits for weights
 READ_S = 0.0002  # of the disk, per unit: not busy, or not with all readers, whatever their number
 LOADER_AT_WORK, DAEMON_AT_WORK = 11 << 20, 18 << 20  # what `DAEMON_NBYTES` and `LOADER_NBYTES` are the most of
 BOUND_BY_COMPUTE, BOUND_BY_DISK, BOUND_BY_WINDOW = "compute", "disk", "window"
@@ -286,7 +287,7 @@ def _flow(choice: _Choice, model: ModelProfile, device: DeviceProfile, first: bo
     slots = choice.slots if first else choice.window  # on the first pass residents are read like all the others,
     return Flow(  # and what is yet to come may lie in every slot
         reads, holds, gaps, lead_s, choice.rates, max(1, slots), device.read_s + ORDER_S,
-        1 + model.beside_compute, 1 + model.beside_read, REST_S,
+        1 + model.beside_compute, 1 + model.beside_read, REST_S, IDLE_REST_S,
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 By layers a matrix is cut into as few and as equal blocks as fit a slot. Finer, units are filled to the brim: a matrix
 goes on in the next unit, cut at a multiple of 64 rows, so that equally large slots hold next to nothing but weights.
-The first units grow up to that size: compute has the first one sooner, and loaders that begin together do not end
-together.
+For many loaders, who take as many times as long for a unit, the first units grow up to that size: compute has the first
+one sooner, and loaders that begin together do not end together. A small window would hold too little of them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from hermes_mp.models.skeleton import Skeleton
 from hermes_mp.models.trace import Trace
 
 Tensors = list[tuple[int, TensorInfo]]
-RAMP = 6  # units until they are as large as they may be: as many as there may be loaders
+MANY_LOADERS = 4
 SLIVER = 16  # less than this part of a unit is not worth another product: the unit is closed
 
 
 def pack(
-    skeleton: Skeleton, trace: Trace, pieces: list[Piece], matrices: list[Matrix], room: int | None
+    skeleton: Skeleton, trace: Trace, pieces: list[Piece], matrices: list[Matrix], room: int | None, loaders: int
 ) -> tuple[list[Layout], UnitList]:
     """Give every piece its unit and every matrix its blocks; the units. `room`: how large they may be, else a layer.
 
     A unit is larger than `room` where a piece is, or where 64 rows of a matrix are.
     """
-    packing = _Packing([file.nbytes for file in skeleton.checkpoint.files], room)
+    ramp = loaders if loaders >= MANY_LOADERS else 1
+    packing = _Packing([file.nbytes for file in skeleton.checkpoint.files], room, ramp)
     blocked = [matrix for matrix in matrices if "matrix" in matrix.kinds]
     ordered = _in_order(pieces, blocked, trace)
     packing.choose_room(pieces, blocked)
@@ -49,11 +50,12 @@ def pack(
 
 
 class _Packing:
-    def __init__(self, files_nbytes: Sequence[int], room: int | None) -> None:
+    def __init__(self, files_nbytes: Sequence[int], room: int | None, ramp: int) -> None:
         self.layouts: list[Layout] = []
         self._files = files_nbytes
         self._fills = room is not None
         self._room = room or 0
+        self._ramp = ramp  # so many units until they are as large as they may be
         self._least = 0  # what the largest piece or block needs
         self._tensors: Tensors = []  # of the unit that is being filled
         self._items: list[Piece | tuple[Block, str]] = []
@@ -85,6 +87,7 @@ class _Packing:
         first = 0
         while first < info.shape[0]:
             rows = self._fitting(matrix, first)
+            assert rows or self._items, "an empty unit takes some rows"
             if rows:
                 self._add_block(matrix, first, first + rows)
                 first += rows
@@ -95,7 +98,7 @@ class _Packing:
         """Of the unit that is being filled."""
         if not self._fills:
             return self._room
-        return max(self._least, self._room * min(RAMP, len(self.layouts) + 1) // RAMP)
+        return max(self._least, self._room * min(self._ramp, len(self.layouts) + 1) // self._ramp)
 
     def close(self) -> None:
         """The unit is full."""
@@ -123,13 +126,13 @@ class _Packing:
             if part is None or self._lay_out([*self._tensors, (matrix.source.file, part)]).nbytes <= self._unit_room():
                 break
             fitting -= 1
-        is_sliver = fitting < rows and fitting * matrix.row_nbytes * SLIVER < self._room
+        is_sliver = fitting < rows and fitting * matrix.row_nbytes * SLIVER < self._unit_room()
         return 0 if is_sliver and self._items else fitting
 
     def _step(self, matrix: Matrix) -> int:
         """A matrix is cut at multiples of so many rows: 64 x 1, 2, 4 ... but no more than a sliver."""
         step = ROWS_MULTIPLE
-        while 2 * step * matrix.row_nbytes * SLIVER <= self._room:
+        while 2 * step * matrix.row_nbytes * SLIVER <= self._unit_room():
             step *= 2
         return step
 

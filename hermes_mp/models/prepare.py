@@ -40,9 +40,9 @@ class Traced:
     batch: int
     positions: int
 
-    def divide(self, room: int | None = None) -> Prepared:
-        """Into units of at most `room` bytes, see `units.divide`; raises what that does."""
-        division = divide(self.skeleton, self.trace, room)
+    def divide(self, room: int | None = None, loaders: int = 1) -> Prepared:
+        """Into units of at most `room` bytes for so many loaders, see `units.divide`; raises what that does."""
+        division = divide(self.skeleton, self.trace, room, loaders)
         scratch = cast_nbytes(division)
         scratch += kernels_nbytes(division)
         scratch += self.batch * _matrices_nbytes(self.skeleton, self.trace, division, self.positions)

@@ -13,8 +13,10 @@ from hermes_mp.models.skeleton import Skeleton
 from hermes_mp.models.trace import Trace
 
 
-def divide(skeleton: Skeleton, trace: Trace, room: int | None = None) -> Division:
+def divide(skeleton: Skeleton, trace: Trace, room: int | None = None, loaders: int = 1) -> Division:
     """Find pieces and matrices, order them by first use, and pack them into units of at most `room` bytes.
+
+    For many `loaders` the first of them are smaller.
 
     A unit is larger where a weight cannot be cut: the transposed matrices of GPT-2, a convolution, 64 rows of a
     matrix; or where the trace failed, so that it is not known how weights are used. Room for a layer or more, and
@@ -22,7 +24,7 @@ def divide(skeleton: Skeleton, trace: Trace, room: int | None = None) -> Divisio
     Raises UnsupportedCheckpoint where too much is used outside of any hooked module.
     """
     found = Pieces(skeleton, trace).find(room)
-    layouts, units = pack(skeleton, trace, found.pieces, found.matrices, room)
+    layouts, units = pack(skeleton, trace, found.pieces, found.matrices, room, loaders)
     division = Division(found.pieces, found.matrices, found.pinned, layouts, units)
     model = skeleton.model
     if not trace.failed and not model.config.is_encoder_decoder:  # whose encoder and decoder are called apart

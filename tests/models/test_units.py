@@ -18,7 +18,7 @@ from families import FAMILIES, Family, family
 
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.models.division import ROWS_MULTIPLE, Division, cast_nbytes
-from hermes_mp.models.packing import RAMP
+from hermes_mp.models.packing import MANY_LOADERS
 from hermes_mp.models.skeleton import Skeleton, build_skeleton
 from hermes_mp.models.streamed import stream
 from hermes_mp.models.trace import trace_forward
@@ -30,11 +30,13 @@ Folder = Callable[[str], Path]
 ROOMS = (24 << 10, 40 << 10, 150 << 10)  # bytes: a matrix, half a layer or so, two layers
 
 
-def divided(directory: Path, dtype: str = "auto", room: int | None = None) -> tuple[Skeleton, Division]:
+def divided(
+    directory: Path, dtype: str = "auto", room: int | None = None, loaders: int = 1
+) -> tuple[Skeleton, Division]:
     skeleton = build_skeleton(directory, find_checkpoint(directory), dtype)
     trace = trace_forward(skeleton.model, 1, 16)
     assert not trace.failed
-    return skeleton, divide(skeleton, trace, room)
+    return skeleton, divide(skeleton, trace, room, loaders)
 
 
 @dataclass
@@ -110,20 +112,22 @@ def test_every_weight_is_in_one_place(one: Family, tmp_path: Path) -> None:
     assert max(unit.nbytes for unit in division.list.units) < 3 * max(division.layouts[p.unit].nbytes for p in layers)
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize(("room", "loaders"), [*((room, 3) for room in ROOMS), (ROOMS[-1], 6)])
 @pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
-def test_finer_units_are_filled_to_the_brim(one: Family, room: int, tmp_path: Path) -> None:
+def test_finer_units_are_filled_to_the_brim(one: Family, room: int, loaders: int, tmp_path: Path) -> None:
+    """And for many loaders the first ones are small."""
     one.save(tmp_path)
-    skeleton, division = divided(tmp_path, room=room)
+    skeleton, division = divided(tmp_path, room=room, loaders=loaders)
     check_places(skeleton, division)
     atoms = [sum(bound.source.info.nbytes for bound in piece.bounds) for piece in division.pieces]
     rows_nbytes = 64 * 192 * 4  # 64 of the widest that any family has
     least = max(rows_nbytes + 4096 * 4, 4096 * 8 + max(atoms, default=0))
     sizes = [unit.nbytes for unit in division.list.units]
+    ramp = loaders if loaders >= MANY_LOADERS else 1
     for number, nbytes in enumerate(sizes):
-        assert nbytes <= max(least, room * min(RAMP, number + 1) // RAMP)
+        assert nbytes <= max(least, room * min(ramp, number + 1) // ramp)
     if not division.pieces:
-        filled = sizes[RAMP:-1]  # the last one is what is left
+        filled = sizes[ramp - 1 : -1]  # the last one is what is left
         assert sum(filled) >= 0.6 * room * len(filled)
     assert division.list.read_nbytes < 1.5 * divided(tmp_path)[1].list.read_nbytes
 
