@@ -92,16 +92,16 @@ def _build(
     from hermes_mp.models.streamed import stream
 
     traced = trace_model(checkpoint, config.dtype, config.context, config.batch)
-    plan = RunPlan()
+    plan, streamed_by = RunPlan(), config.loaders or 1
     if room is None:
         told = Told(
             config.dtype, config.context, config.batch, None, config.loaders, config.memory, behind.granule
         )
         chosen = choose_plan(traced, checkpoint, told)
-        room, plan = chosen.room, chosen.plan
+        room, plan, streamed_by = chosen.room, chosen.plan, chosen.streamed_by
     if window:
         plan = replace(plan, window=window)
-    prepared = traced.divide(room or None, config.loaders or plan.loaders)  # 0: by layers, whatever a plan would say
+    prepared = traced.divide(room or None, streamed_by)  # 0: by layers, whatever a plan would say
     behind.supply.use(prepared.division.list)
     footprint, supply = prepared.footprint, behind.supply
     model_config = prepared.skeleton.model.config  # of the model nothing else may be kept by its parts

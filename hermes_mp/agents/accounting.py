@@ -19,6 +19,7 @@ class Accounting:
         self.compute = 0
         self._crew, self._compute_name, self._exactly = crew, compute_name, exactly
         self._file_shares: dict[int, float] = {}
+        self._faults: dict[int, int] = {}
         self._taken_nbytes = self._base_nbytes = self._reserve_nbytes = 0
         self._next_s = 0.0
 
@@ -52,9 +53,11 @@ class Accounting:
         return found, exactly
 
     def faults(self) -> int:
-        """How often our processes have waited for a page from a disk since they began."""
+        """How often our processes have waited for a page from a disk since this was last asked."""
+        before = self._faults
         pids = [os.getpid(), *self._crew.pids().values(), *([self.compute] if self.compute else [])]
-        return sum(memory.major_faults(pid) for pid in pids)
+        self._faults = {pid: memory.major_faults(pid) for pid in pids}
+        return sum(max(0, count - before.get(pid, count)) for pid, count in self._faults.items())
 
     @property
     def promised_nbytes(self) -> int:

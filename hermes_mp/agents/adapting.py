@@ -27,7 +27,7 @@ class Adapting:
         self._budget_nbytes, self._front = budget_nbytes, front
         self._ceilings = Ceilings()
         self._squeeze = Squeeze(MIN_SLOTS)
-        self._next_ns = self._faults = self._counted_ns = 0
+        self._next_ns = self._counted_ns = 0
         self._faulting = False
 
     def spare(self, own_nbytes: int, file_nbytes: int) -> Spare:
@@ -52,8 +52,8 @@ class Adapting:
     ) -> int | None:
         """How many slots there shall be from now on, where that changes; `slots` have their memory now.
 
-        `allocating`: more are about to get it, so it is looked at once. `faults` since our processes began. The others:
-        see `Squeeze.handle`.
+        `allocating`: more are about to get it, so it is looked at once. `faults` since last asked. The others: see
+        `Squeeze.handle`.
         """
         now_ns = time.monotonic_ns()
         if now_ns < self._next_ns and not allocating:
@@ -75,8 +75,8 @@ class Adapting:
     def _is_faulting(self, free_nbytes: int, now_ns: int, faults: Callable[[], int]) -> bool:
         """As it was at the last full look, where another comes sooner."""
         if now_ns - self._counted_ns >= LOOK_NS:
-            before, self._faults, self._counted_ns = self._faults, faults(), now_ns
-            self._faulting = free_nbytes < SHORT_NBYTES and self._faults - before >= FAULTS
+            self._counted_ns = now_ns
+            self._faulting = faults() >= FAULTS and free_nbytes < SHORT_NBYTES
         return self._faulting
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ class _Compute:
             settings["memory"], settings["granule"],
         )  # fmt: skip
         chosen = choose_plan(traced, checkpoint, told)
-        made = traced.divide(chosen.room, chosen.plan.loaders)
+        made = traced.divide(chosen.room, chosen.streamed_by)
         self.supply.use(made.division.list)
         limited, footprint = settings["memory"] is not None, made.footprint
         if limited and not malloc.is_tuned():  # the user's GLIBC_TUNABLES win

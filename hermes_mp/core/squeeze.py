@@ -57,7 +57,7 @@ class Squeeze:
         """The budget is divided, into so many slots; with a budget that follows the machine there may be `most`."""
         self.wanted, self.most = slots, max(slots, most)
         self._slot_nbytes = slot_nbytes
-        self._calm_since_ns = None
+        self._calm_since_ns = self._faulting_since_ns = None
 
     def refused(self, slots: int, now_ns: int) -> None:
         """There was no memory for more than `slots` of those wanted."""
@@ -86,14 +86,16 @@ class Squeeze:
                 self._starved_since_ns, self._calm_since_ns = None, None
                 self.least = self.wanted = slots + 1
                 return self._change(returns=True)
+        expected_nbytes = spare_nbytes + (slots - self.wanted) * self._slot_nbytes
         if not faulting or slots != self.wanted:  # what leaves has not helped yet
             self._faulting_since_ns = None
         elif self._faulting_since_ns is None:
             self._faulting_since_ns = now_ns
         elif now_ns - self._faulting_since_ns >= FAULTS_NS:
             self._faulting_since_ns = None
-            return self._tight(-FAULTS_NBYTES, now_ns)
-        expected_nbytes = spare_nbytes + (slots - self.wanted) * self._slot_nbytes
+            return self._tight(min(expected_nbytes, -FAULTS_NBYTES), now_ns)
+        if faulting:
+            self._calm_since_ns = None
         if expected_nbytes < 0:
             return self._tight(expected_nbytes, now_ns)
         room = (expected_nbytes - promised_nbytes - ROOM_NBYTES) // self._slot_nbytes

@@ -68,6 +68,11 @@ class Chosen:
     room: int | None
     plan: RunPlan
 
+    @property
+    def streamed_by(self) -> int:
+        """For so many loaders it is divided: where all units fit there shall be as few as were planned with."""
+        return self.plan.loaders if self.plan.window else 1
+
 
 def choose_plan(traced: Traced, checkpoint: Checkpoint, told: Told) -> Chosen:
     """Refuses nothing: what does not fit by what is known here the daemon will judge by what is so."""

@@ -20,6 +20,7 @@ from hermes_mp.models.trace import Trace
 
 Tensors = list[tuple[int, TensorInfo]]
 MANY_LOADERS = 4
+RAMP = 6  # units until they are as large as they may be: not the loaders' number, which may change from run to run
 SLIVER = 16  # less than this part of a unit is not worth another product: the unit is closed
 
 
@@ -30,7 +31,7 @@ def pack(
 
     A unit is larger than `room` where a piece is, or where 64 rows of a matrix are.
     """
-    ramp = loaders if loaders >= MANY_LOADERS else 1
+    ramp = RAMP if loaders >= MANY_LOADERS else 1
     packing = _Packing([file.nbytes for file in skeleton.checkpoint.files], room, ramp)
     blocked = [matrix for matrix in matrices if "matrix" in matrix.kinds]
     ordered = _in_order(pieces, blocked, trace)

@@ -36,7 +36,7 @@ def test_how_the_user_has_threads_wait_wins(name: str, value: str, monkeypatch: 
 BETWEEN = """
 import time, torch
 torch.set_num_threads(2)
-a = torch.ones(512, 512)
+a = torch.ones(256, 256)
 for _ in range(20):
     a @ a
 spent = time.process_time()

@@ -18,7 +18,7 @@ from families import FAMILIES, Family, family
 
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.models.division import ROWS_MULTIPLE, Division, cast_nbytes
-from hermes_mp.models.packing import MANY_LOADERS
+from hermes_mp.models.packing import MANY_LOADERS, RAMP
 from hermes_mp.models.skeleton import Skeleton, build_skeleton
 from hermes_mp.models.streamed import stream
 from hermes_mp.models.trace import trace_forward
@@ -123,7 +123,7 @@ def test_finer_units_are_filled_to_the_brim(one: Family, room: int, loaders: int
     rows_nbytes = 64 * 192 * 4  # 64 of the widest that any family has
     least = max(rows_nbytes + 4096 * 4, 4096 * 8 + max(atoms, default=0))
     sizes = [unit.nbytes for unit in division.list.units]
-    ramp = loaders if loaders >= MANY_LOADERS else 1
+    ramp = RAMP if loaders >= MANY_LOADERS else 1
     for number, nbytes in enumerate(sizes):
         assert nbytes <= max(least, room * min(ramp, number + 1) // ramp)
     if ramp > 1:
