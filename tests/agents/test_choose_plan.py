@@ -82,3 +82,7 @@ def test_what_hermes_plan_measured_counts(models: Path) -> None:
     chosen = choose_plan(*traced(models / "big"), told)
     assert chosen.plan.source == MEASURED
     assert chosen.room == profile.granularities[-1].room
+    # Units that all fit are divided as they were planned: of many small ones some might not.
+    four = replace(TOLD, loaders=4)
+    assert choose_plan(*traced(models / "big"), replace(four, memory=8 << 30)).streamed_by == 1
+    assert choose_plan(*traced(models / "big"), replace(four, memory=smallest_budget(profile, 4))).streamed_by == 4
