@@ -67,7 +67,8 @@ def test_auto_takes_all_units_in_where_the_machine_can_spare_it(models: Path, ho
     ended = launch(home, "--model", models / "big", *ARGUMENTS)
     report = ended.object["report"]
     assert report["residents"] == report["slots"]
-    assert report["read_nbytes_per_pass"] == 0
+    # On a busy machine a slot may have its memory only in the second pass, for which one unit is then read again.
+    assert report["read_nbytes_per_pass"] * report["passes"]["count"] <= report["slot_nbytes"]
     assert report["memory"]["auto"]
     assert report["memory"]["budget_nbytes"] > report["memory"]["peak_nbytes"]
     assert report["memory"]["reserve_nbytes"] >= 64 * MIB
