@@ -2,9 +2,8 @@
 
 By layers a matrix is cut into as few and as equal blocks as fit a slot. Finer, units are filled to the brim: a matrix
 goes on in the next unit, cut at a multiple of 64 rows, so that equally large slots hold next to nothing but weights.
-For many loaders, who take as many times as long for a unit, the first units grow up to that size, so that compute has
-the first one sooner, and the last ones are ever smaller, so that none is waited for when all else is read. A small
-window would hold too little of them.
+For many loaders, who take as many times as long for a unit, the first units grow up to that size: compute has the first
+one sooner, and loaders that begin together do not end together. A small window would hold too little of them.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def pack(
     packing = _Packing([file.nbytes for file in skeleton.checkpoint.files], room, ramp)
     blocked = [matrix for matrix in matrices if "matrix" in matrix.kinds]
     ordered = _in_order(pieces, blocked, trace)
-    packing.begin(pieces, blocked)
+    packing.choose_room(pieces, blocked)
     for item in ordered:
         if isinstance(item, Piece):
             packing.add_piece(item)
@@ -58,15 +57,11 @@ class _Packing:
         self._fills = room is not None
         self._room = room or 0
         self._ramp = ramp  # so many units until they are as large as they may be
-        self._left = 0  # bytes that are in no unit yet
         self._least = 0  # what the largest piece or block needs
         self._tensors: Tensors = []  # of the unit that is being filled
         self._items: list[Piece | tuple[Block, str]] = []
 
-    def begin(self, pieces: list[Piece], matrices: list[Matrix]) -> None:
-        """All that is to be packed."""
-        self._left = sum(info.nbytes for piece in pieces for _, info in _tensors(piece))
-        self._left += sum(matrix.source.info.nbytes for matrix in matrices)
+    def choose_room(self, pieces: list[Piece], matrices: list[Matrix]) -> None:
         largest = max((self._lay_out(_tensors(piece)).nbytes for piece in pieces), default=0)
         widest = max((_least_rows(m.source.info.shape[0]) * m.row_nbytes for m in matrices), default=0)
         largest = max(largest, widest + 4 * ALIGN)
@@ -104,10 +99,7 @@ class _Packing:
         """Of the unit that is being filled."""
         if not self._fills:
             return self._room
-        if self._ramp == 1:
-            return self._room
-        rising = self._room * min(self._ramp, len(self.layouts) + 1) // self._ramp
-        return max(self._least, min(rising, self._left // self._ramp))
+        return max(self._least, self._room * min(self._ramp, len(self.layouts) + 1) // self._ramp)
 
     def close(self) -> None:
         """The unit is full."""
@@ -122,7 +114,6 @@ class _Packing:
                 block, name = item
                 block.unit, block.at, block.ends_unit = unit, layout.at[name], item is self._items[-1]
         self.layouts.append(layout)
-        self._left -= layout.nbytes
         self._tensors, self._items = [], []
 
     def _fitting(self, matrix: Matrix, first: int) -> int:

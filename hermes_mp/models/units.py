@@ -16,7 +16,7 @@ from hermes_mp.models.trace import Trace
 def divide(skeleton: Skeleton, trace: Trace, room: int | None = None, loaders: int = 1) -> Division:
     """Find pieces and matrices, order them by first use, and pack them into units of at most `room` bytes.
 
-    For many `loaders` the first and the last of them are smaller.
+    For many `loaders` the first of them are smaller.
 
     A unit is larger where a weight cannot be cut: the transposed matrices of GPT-2, a convolution, 64 rows of a
     matrix; or where the trace failed, so that it is not known how weights are used. Room for a layer or more, and
