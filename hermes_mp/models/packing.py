@@ -56,7 +56,7 @@ class _Packing:
         self._files = files_nbytes
         self._fills = room is not None
         self._room = room or 0
-        self._ramp = ramp  # so many units until they are as large as they may be
+        self._ramp = ramp
         self._least = 0  # what the largest piece or block needs
         self._tensors: Tensors = []  # of the unit that is being filled
         self._items: list[Piece | tuple[Block, str]] = []

@@ -64,11 +64,12 @@ def test_a_call_larger_than_what_was_reserved_is_refused_with_both_numbers(model
 
 
 def test_auto_takes_all_units_in_where_the_machine_can_spare_it(models: Path, home: Path) -> None:
-    ended = launch(home, "--model", models / "big", *ARGUMENTS)
+    """The median of many passes: the first few are over before a busy machine has taken the memory of all slots."""
+    ended = launch(home, "--model", models / "big", *ARGUMENTS, "--max-new-tokens", 48)
     report = ended.object["report"]
     assert report["residents"] == report["slots"]
-    # On a busy machine a slot may have its memory only in the second pass, for which one unit is then read again.
-    assert report["read_nbytes_per_pass"] * report["passes"]["count"] <= report["slot_nbytes"]
+    assert report["passes"]["count"] >= 40
+    assert report["read_nbytes_per_pass"] == 0
     assert report["memory"]["auto"]
     assert report["memory"]["budget_nbytes"] > report["memory"]["peak_nbytes"]
     assert report["memory"]["reserve_nbytes"] >= 64 * MIB
