@@ -47,8 +47,8 @@ def test_loaders_killed_with_every_piece_of_text(models: Path, home: Path, answe
 
 def test_a_loader_killed_while_it_reads(models: Path, home: Path, answer: str) -> None:
     """Stopped, so that whatever was lent to it is still lent when it dies."""
-    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
-        run.wait_for(lambda run: run.out)
+    with Launch(home, "--model", models / "big", *ARGUMENTS, "--loaders", 3) as run:
+        run.wait_for(lambda run: run.out and len(run.loaders()) == 3)  # text may come before the last one is up
         loaders = run.loaders()
         for pid in loaders:
             run.send(pid, signal.SIGSTOP)
@@ -70,8 +70,8 @@ def test_a_loader_that_hangs_is_worked_around(models: Path, home: Path, answer: 
 
 def test_all_loaders_hang_and_wake_up(models: Path, home: Path, answer: str) -> None:
     """For longer than the soft deadline: their late news is of units that were asked for again."""
-    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
-        run.wait_for(lambda run: run.out)
+    with Launch(home, "--model", models / "big", *ARGUMENTS, "--loaders", 3) as run:
+        run.wait_for(lambda run: run.out and len(run.loaders()) == 3)  # text may come before the last one is up
         loaders = run.loaders()
         for pid in loaders:
             run.send(pid, signal.SIGSTOP)
