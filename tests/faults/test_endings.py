@@ -40,7 +40,7 @@ def wait_for(run: Launch, moment: str) -> None:
         run.process("compute")
     else:
         run.wait_for(lambda run: len(run.out) > 3)
-    assert len(run.loaders()) == 3
+    run.wait_for(lambda run: len(run.loaders()) == 3)
     assert memfds(run)
 
 
