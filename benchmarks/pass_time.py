@@ -1,7 +1,10 @@
-"""Seconds per pass against the hardware's bound: max(resident compute, bytes streamed / raw rate of the disk).
+"""Seconds per pass against the hardware's bound: max(resident compute, bytes a pass must read / raw rate of the disk).
 
     python benchmarks/pass_time.py --models bench-models              every case, disk and kind of pages (an hour)
-    python benchmarks/pass_time.py bert-large-128 --disk 400 --huge on
+    python benchmarks/pass_time.py bert-large-128 --disk 400 --huge on --memory 500MB,700MB,900MB
+
+Under a budget a pass must read what the budget leaves no room for, beside the footprint that was measured; without one
+it must read what it did read.
 
 Every round measures, one after the other: the raw rate (of as many bytes, into the same memory), a first pass, passes
 in a row on streamed weights, passes of plain transformers with all weights in memory. Medians over the rounds; each
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import statistics
 import threading
@@ -28,9 +32,10 @@ from types import TracebackType
 from typing import Any
 
 from hermes_mp.bench.board import Unavailable, capped_disk, preferred, shmem_huge_pages, undo_when_ended
+from hermes_mp.bench.limits import Limit, steady_limit
 from hermes_mp.bench.models import Model, open_model
 from hermes_mp.bench.plan import Regime, Subject, Wanted
-from hermes_mp.bench.process import WorkerProcess, worker_settings, worker_words
+from hermes_mp.bench.process import WorkerProcess, sampling, worker_settings, worker_words
 from hermes_mp.bench.raw_read import RawReader, largest_file
 from hermes_mp.config import parse_size
 from hermes_mp.host import environment
@@ -40,9 +45,9 @@ Way = tuple[int, int]  # readers, and bytes of each read
 
 DEFAULT = ("bert-large-32", "bert-large-128", "vit-large", "llama-3.2-1b-decode")
 SURVEY_S = 0.5  # of reading, to find the best numbers of readers and sizes of chunks
+BEFORE = 2  # passes that are not timed, while memory is sampled
 CANDIDATES = 2  # so many of them are measured in every round, the best one counts
 WAYS = [(readers, mib << 20) for mib in (1, 4, 8, 16) for readers in (1, 2, 3, 4)]
-MANY_TOKENS = 512  # that memory is reserved for
 BURST_NBYTES = 150 * 10**6  # read untimed first: after a pause a capped disk grants more than its cap
 
 
@@ -57,6 +62,7 @@ class Case:
 CASES = {
     "bert-large-32": Case("bert-large", 32),
     "bert-large-128": Case("bert-large", 128),
+    "bert-large-384": Case("bert-large", 384),
     "vit-large": Case("vit-large"),
     "llama-3.2-1b-decode": Case("llama-3.2-1b", 16),
     "gpt2-decode": Case("gpt2", 16),
@@ -67,14 +73,15 @@ CASES = {
 class Worker:
     """A model in a process of its own, as hermes-bench has them, with its weights in memory or streaming."""
 
-    def __init__(self, backend: str, model: Model, tokens: int, options: argparse.Namespace) -> None:
-        wanted = Wanted((), tokens=tokens, new_tokens=MANY_TOKENS)
-        memory = None if options.memory == "none" else parse_size(options.memory)
-        loaders = 0 if backend == "resident" else options.loaders
-        settings = worker_settings(wanted, model, Subject(backend, loaders, memory), Regime())
+    def __init__(self, subject: Subject, model: Model, tokens: int, options: argparse.Namespace) -> None:
+        wanted = Wanted((), tokens=tokens, new_tokens=BEFORE + options.rounds * (2 * options.passes + 1))
+        settings = worker_settings(wanted, model, subject, Regime())
         self.process = WorkerProcess(worker_words(settings), environment=environment.for_computing())
-        self.opened = self._ask("open")
-        self._ask("first")
+        with sampling(self.process) as peak:
+            self.opened = self._ask("open")
+            self._ask("first")
+            self.before = self.run(BEFORE)
+        self.footprint_nbytes = peak.beside_nbytes
 
     def run(self, count: int) -> dict[str, Any]:
         """`count` passes: seconds, seconds stalled, and bytes read, of all together."""
@@ -97,7 +104,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds and bytes of one pass; the raw rate in bytes per second."""
+    """Seconds and bytes of one pass, read and needed; the raw rate in bytes per second."""
 
     raw: float
     cold: float
@@ -106,24 +113,41 @@ class Round:
     nbytes: float
     resident: float
     beside: float
+    limit: Limit
 
     @property
     def bound(self) -> float:
-        return max(self.resident, self.nbytes / self.raw)
+        return self.limit.seconds or 0.0
+
+    @property
+    def storage(self) -> float:
+        return self.limit.storage_s or 0.0
 
     @property
     def ratio(self) -> float:
         return self.seconds / self.bound
 
 
-def measure(case: str, model: Model, disk: int, options: argparse.Namespace) -> tuple[list[Round], str]:
-    """All rounds of one case on one disk, and what pages the arena has."""
+@dataclass(frozen=True)
+class Measured:
+    """One case: its rounds, what pages the arena has, and the bytes that were in memory beside it."""
+
+    rounds: list[Round]
+    pages: str
+    footprint_nbytes: int
+
+    def median(self, name: str) -> float:
+        return float(statistics.median(getattr(one, name) for one in self.rounds))
+
+
+def measure(case: str, model: Model, disk: int, memory: int | None, options: argparse.Namespace) -> Measured:
+    """All rounds of one case on one disk."""
     count, tokens, directory = options.passes, CASES[case].tokens, model.directory
     with contextlib.ExitStack() as stack:
-        plain = stack.enter_context(Worker("resident", model, tokens, options))
+        plain = stack.enter_context(Worker(Subject("resident", 0, None), model, tokens, options))
         stack.enter_context(capped_disk(directory, disk))
-        streamed = stack.enter_context(Worker("pipeload", model, tokens, options))
-        # Into the very slots, which then hold nonsense until the untimed first pass after it has read them anew.
+        streamed = stack.enter_context(Worker(Subject("pipeload", options.loaders, memory), model, tokens, options))
+        # Into the very slots: it is timings that count, and residents hold other layers' weights from then on.
         arena = Arena.attach(os.open(f"/proc/{streamed.process.pid}/fd/{streamed.opened['arena_fd']}", os.O_RDWR))
         room = streamed.opened["slots"] * streamed.opened["slot_nbytes"]
         reader = RawReader(largest_file(directory), arena, room)
@@ -131,20 +155,22 @@ def measure(case: str, model: Model, disk: int, options: argparse.Namespace) -> 
         nbytes = int(SURVEY_S * (disk or 2000) * 10**6)
         surveyed = {way: reader.read(*way, nbytes) for way in WAYS}
         candidates = sorted(WAYS, key=lambda way: surveyed[way])[:CANDIDATES]
-        plain.run(2)
-        nbytes = streamed.run(2)["nbytes"] // 2
+        nbytes = streamed.before["nbytes"] // BEFORE
+        footprint, needed = streamed.footprint_nbytes, streamed.opened["needed_nbytes"]
         rounds = []
         for _ in range(options.rounds):
             reader.read(1, candidates[0][1], BURST_NBYTES)
             raw = nbytes / min(reader.read(*way, nbytes) for way in candidates)
+            raw = min(raw, disk * 1e6) if disk else raw  # at first a capped disk grants more than it can keep up
             cold = streamed.run(1)["seconds"]
             row = streamed.run(count)
             resident = plain.run(count)["seconds"] / count
             with reading(reader, candidates[0], row["nbytes"] / row["seconds"]):
                 beside = plain.run(count)["seconds"] / count
             seconds, stalled, read = (row[name] / count for name in ("seconds", "stalled_s", "nbytes"))
-            rounds.append(Round(raw, cold, seconds, stalled, read, resident, beside))
-        return rounds, arena.pages
+            limit = steady_limit(resident, read if memory is None else needed, raw, memory, footprint)
+            rounds.append(Round(raw, cold, seconds, stalled, read, resident, beside, limit))
+        return Measured(rounds, arena.pages, footprint)
 
 
 @contextlib.contextmanager
@@ -167,14 +193,15 @@ def reading(reader: RawReader, way: Way, rate: float) -> Iterator[None]:
         thread.join()
 
 
-def line(case: str, disk: int, rounds: list[Round], pages: str) -> str:
-    def median(name: str) -> float:
-        return float(statistics.median(getattr(one, name) for one in rounds))
-
+def line(case: str, disk: int, memory: int | None, found: Measured) -> str:
+    median = found.median
+    budget = f"{memory / 1e6:.0f}" if memory else "none"
+    by = Limit(median("resident"), median("storage")).by
     return (
-        f"{case:<20} {disk or 'as is'!s:>5} {pages:<14} {median('seconds'):>7.3f} {median('bound'):>7.3f} "
-        f"{median('ratio'):>6.3f} {median('resident'):>9.3f} {median('beside'):>7.3f} "
-        f"{median('nbytes') / median('raw'):>7.3f} {median('nbytes') / 1e6:>7.0f} {median('raw') / 1e6:>6.0f} "
+        f"{case:<20} {disk or 'as is'!s:>5} {budget:>6} {found.footprint_nbytes / 1e6:>5.0f} {found.pages:<14} "
+        f"{median('seconds'):>7.3f} {median('bound'):>7.3f} {median('ratio'):>6.3f} {by:<8} "
+        f"{median('resident'):>8.3f} {median('beside'):>7.3f} {median('storage'):>7.3f} "
+        f"{median('nbytes') / 1e6:>7.0f} {median('raw') / 1e6:>6.0f} "
         f"{100 * median('stalled') / median('seconds'):>6.1f} {median('cold'):>7.3f}"
     )
 
@@ -189,7 +216,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--passes", type=int, default=2, help="in a row, per round")
     parser.add_argument("--loaders", type=int, default=3)
-    parser.add_argument("--memory", default="none")
+    parser.add_argument("--memory", type=_budgets, default=[None], help="budgets (default: none), by commas")
     parser.add_argument("--prefer", action="store_true", help="take the processor first where others use it too")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -199,24 +226,31 @@ def main() -> None:
             os.environ["HERMES_HUGE_PAGES"] = "off" if huge == "off" else "auto"
             try:
                 with shmem_huge_pages("advise" if huge == "on" else "never") as setting:
-                    print(f"shmem_enabled: {setting}; {options.loaders} loaders, memory {options.memory}, medians of "
-                          f"{options.rounds} rounds of {options.passes} passes")  # fmt: skip
+                    print(f"shmem_enabled: {setting}; {options.loaders} loaders, medians of {options.rounds} rounds of "
+                          f"{options.passes} passes")  # fmt: skip
                     table(options)
             except Unavailable as error:
                 print(f"skipped huge pages {huge}: {error}")
 
 
+def _budgets(text: str) -> list[int | None]:
+    return [None if word == "none" else parse_size(word) for word in text.split(",")]
+
+
 def table(options: argparse.Namespace) -> None:
-    print(f"{'case':<20} {'MB/s':>5} {'arena pages':<14} {'s/pass':>7} {'bound':>7} {'ratio':>6} {'resident':>9} "
-          f"{'beside':>7} {'storage':>7} {'MB/pass':>7} {'raw':>6} {'stall%':>6} {'1st':>7}")  # fmt: skip
-    for disk in options.disk or (0, 1000, 400):
-        for case in options.cases or DEFAULT:
-            try:
-                rounds, pages = measure(case, open_model(CASES[case].model, options.models, print), disk, options)
-            except Unavailable as error:
-                print(f"{case:<20} {disk:>5} skipped: {error}")
-                continue
-            print(line(case, disk, rounds, pages), flush=True)
+    print(f"{'case':<20} {'MB/s':>5} {'budget':>6} {'foot':>5} {'arena pages':<14} {'s/pass':>7} {'bound':>7} "
+          f"{'ratio':>6} {'by':<8} {'resident':>8} {'beside':>7} {'storage':>7} {'MB/pass':>7} {'raw':>6} {'stall%':>6} "
+          f"{'1st':>7}")  # fmt: skip
+    for disk, case, memory in itertools.product(
+        options.disk or (0, 1000, 400), options.cases or DEFAULT, options.memory
+    ):
+        try:
+            model = open_model(CASES[case].model, options.models, print)
+            found = measure(case, model, disk, memory, options)
+        except Unavailable as error:
+            print(f"{case:<20} {disk:>5} skipped: {error}")
+            continue
+        print(line(case, disk, memory, found), flush=True)
 
 
 if __name__ == "__main__":

@@ -57,16 +57,17 @@ class _Packing:
         self._fills = room is not None
         self._room = room or 0
         self._ramp = ramp
-        self._least = 0  # what the largest piece or block needs
+        self._least = 0  # what the largest block needs: a piece that is larger than its unit's room has one for itself
         self._tensors: Tensors = []  # of the unit that is being filled
         self._items: list[Piece | tuple[Block, str]] = []
 
     def choose_room(self, pieces: list[Piece], matrices: list[Matrix]) -> None:
         largest = max((self._lay_out(_tensors(piece)).nbytes for piece in pieces), default=0)
         widest = max((_least_rows(m.source.info.shape[0]) * m.row_nbytes for m in matrices), default=0)
-        largest = max(largest, widest + 4 * ALIGN)
+        widest += 4 * ALIGN
+        largest = max(largest, widest)
         if self._fills:
-            self._least = largest
+            self._least = widest
             self._room = max(self._room, largest)
         else:
             self._room = largest + max(2 * ALIGN, largest // 64)  # a final norm joins the last layer for 1.6 %
