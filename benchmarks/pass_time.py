@@ -239,8 +239,8 @@ def _budgets(text: str) -> list[int | None]:
 
 def table(options: argparse.Namespace) -> None:
     print(f"{'case':<20} {'MB/s':>5} {'budget':>6} {'foot':>5} {'arena pages':<14} {'s/pass':>7} {'bound':>7} "
-          f"{'ratio':>6} {'by':<8} {'resident':>8} {'beside':>7} {'storage':>7} {'MB/pass':>7} {'raw':>6} {'stall%':>6} "
-          f"{'1st':>7}")  # fmt: skip
+          f"{'ratio':>6} {'by':<8} {'resident':>8} {'beside':>7} {'storage':>7} {'MB/pass':>7} {'raw':>6} "
+          f"{'stall%':>6} {'1st':>7}")  # fmt: skip
     for disk, case, memory in itertools.product(
         options.disk or (0, 1000, 400), options.cases or DEFAULT, options.memory
     ):

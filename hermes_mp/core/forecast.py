@@ -25,7 +25,8 @@ class Flow:
     `rates[n]`: bytes per second of n busy readers together. `slow_compute`, `slow_reads`: how many times as long the
     one takes while the other goes on. `read_s` passes from a slot that is free to the first byte asked of the disk, and
     at least `rest_s` from the end of a loader's read to the beginning of its next, `idle_rest_s` where compute waits
-    and leaves it a core. `orders`: that one may have at once.
+    and leaves it a core. `taken_s`: what daemon and loader take of computing with every unit, except while compute
+    waits. `orders`: that one loader may have at once.
     """
 
     reads: Sequence[float]
@@ -39,6 +40,7 @@ class Flow:
     slow_reads: float = 1.0
     rest_s: float = 0.0
     idle_rest_s: float = 0.0
+    taken_s: float = 0.0
     orders: int = Limits().orders
 
     @property
@@ -124,6 +126,7 @@ def _passes(flow: Flow) -> Iterator[Pass]:
                 if rest <= 1e-3:
                     loaded.add(which[index])
                     insort(resting, now + (flow.idle_rest_s if phase == 1 else flow.rest_s))
+                    work += 0.0 if phase == 1 else flow.taken_s
                 else:
                     left[keep], which[keep] = rest, which[index]
                     keep += 1

@@ -33,6 +33,8 @@ def flow(units: int = 10, nbytes: float = 100.0, hold_s: float = 1.0, rates: tup
         (flow(hold_s=0.1, rates=(0.0, 100.0, 200.0), window=3), 5.0, 4.0),  # two loaders, each of its own rate
         (flow(hold_s=0.5, lead_s=3.0), 12.0, 4.0),  # in the lead two units are read, then the window is full
         (flow(hold_s=0.5, lead_s=3.0, window=3), 11.0, 3.0),  # nine reads are still to come
+        (flow(hold_s=2.0, taken_s=0.2), 22.0, 0.0),  # every read takes 0.2 s of computing
+        (flow(hold_s=0.5, taken_s=0.2), 10.0, 5.0),  # none while compute waits: they end then
         (flow(units=0, lead_s=4.0), 4.0, 0.0),
     ],
 )
