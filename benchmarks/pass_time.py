@@ -147,10 +147,11 @@ def measure(case: str, model: Model, disk: int, memory: int | None, options: arg
         plain = stack.enter_context(Worker(Subject("resident", 0, None), model, tokens, options))
         stack.enter_context(capped_disk(directory, disk))
         streamed = stack.enter_context(Worker(Subject("pipeload", options.loaders, memory), model, tokens, options))
-        # Into the very slots: it is timings that count, and residents hold other layers' weights from then on.
+        # Into the very slots, which then hold nonsense until the untimed first pass after it has read them anew; but
+        # residents would hold it for good, and computing with it takes other times.
         arena = Arena.attach(os.open(f"/proc/{streamed.process.pid}/fd/{streamed.opened['arena_fd']}", os.O_RDWR))
         room = streamed.opened["slots"] * streamed.opened["slot_nbytes"]
-        reader = RawReader(largest_file(directory), arena, room)
+        reader = RawReader(largest_file(directory), *((arena, room) if memory is None else ()))
         stack.callback(reader.close)
         nbytes = int(SURVEY_S * (disk or 2000) * 10**6)
         surveyed = {way: reader.read(*way, nbytes) for way in WAYS}
