@@ -130,7 +130,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Measured:
-    """One case: its rounds, what pages the arena has, and the bytes that were in memory beside it."""
+    """One case: its rounds, the pages of the memory raw reads went to, and the bytes in memory beside the arena."""
 
     rounds: list[Round]
     pages: str
@@ -171,7 +171,7 @@ def measure(case: str, model: Model, disk: int, memory: int | None, options: arg
             seconds, stalled, read = (row[name] / count for name in ("seconds", "stalled_s", "nbytes"))
             limit = steady_limit(resident, read if memory is None else needed, raw, memory, footprint)
             rounds.append(Round(raw, cold, seconds, stalled, read, resident, beside, limit))
-        return Measured(rounds, arena.pages, footprint)
+        return Measured(rounds, reader.pages, footprint)
 
 
 @contextlib.contextmanager
@@ -239,7 +239,7 @@ def _budgets(text: str) -> list[int | None]:
 
 
 def table(options: argparse.Namespace) -> None:
-    print(f"{'case':<20} {'MB/s':>5} {'budget':>6} {'foot':>5} {'arena pages':<14} {'s/pass':>7} {'bound':>7} "
+    print(f"{'case':<20} {'MB/s':>5} {'budget':>6} {'foot':>5} {'pages':<14} {'s/pass':>7} {'bound':>7} "
           f"{'ratio':>6} {'by':<8} {'resident':>8} {'beside':>7} {'storage':>7} {'MB/pass':>7} {'raw':>6} "
           f"{'stall%':>6} {'1st':>7}")  # fmt: skip
     for disk, case, memory in itertools.product(
