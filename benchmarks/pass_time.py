@@ -8,7 +8,7 @@ it must read what it did read.
 
 Every round measures, one after the other: the raw rate (of as many bytes, into the same memory), a first pass, passes
 in a row on streamed weights, passes of plain transformers with all weights in memory. Medians over the rounds; each
-round's own raw rate makes its bound. Disks are capped by cgroup v1 (root). Memory is not sampled here.
+round's own raw rate makes its bound. Disks are capped by cgroup v1 (root). The footprint is sampled before, untimed.
 `beside`: plain transformers once more, while a raw reader reads as fast as the streamed passes did. What that takes of
 the processor and of the memory's bandwidth no streaming can avoid; it is printed, and not in the bound.
 
@@ -149,14 +149,16 @@ def measure(case: str, model: Model, disk: int, memory: int | None, options: arg
         streamed = stack.enter_context(Worker(Subject("pipeload", options.loaders, memory), model, tokens, options))
         # Into the very slots, which then hold nonsense until the untimed first pass after it has read them anew; but
         # residents would hold it for good, and computing with it takes other times.
-        arena = Arena.attach(os.open(f"/proc/{streamed.process.pid}/fd/{streamed.opened['arena_fd']}", os.O_RDWR))
-        room = streamed.opened["slots"] * streamed.opened["slot_nbytes"]
-        reader = RawReader(largest_file(directory), *((arena, room) if memory is None else ()))
+        slots: tuple[Arena, int] | tuple[()] = ()
+        if memory is None:
+            arena = Arena.attach(os.open(f"/proc/{streamed.process.pid}/fd/{streamed.opened['arena_fd']}", os.O_RDWR))
+            slots = arena, streamed.opened["slots"] * streamed.opened["slot_nbytes"]
+        reader = RawReader(largest_file(directory), *slots)
         stack.callback(reader.close)
         nbytes = int(SURVEY_S * (disk or 2000) * 10**6)
         surveyed = {way: reader.read(*way, nbytes) for way in WAYS}
         candidates = sorted(WAYS, key=lambda way: surveyed[way])[:CANDIDATES]
-        nbytes = streamed.before["nbytes"] // BEFORE
+        nbytes = max(streamed.before["nbytes"] // BEFORE, BURST_NBYTES)
         footprint, needed = streamed.footprint_nbytes, streamed.opened["needed_nbytes"]
         rounds = []
         for _ in range(options.rounds):
@@ -185,6 +187,9 @@ def reading(reader: RawReader, way: Way, rate: float) -> Iterator[None]:
             reader.read(1, chunk, chunk)
             done += chunk
 
+    if not rate:  # all is resident
+        yield
+        return
     thread = threading.Thread(target=read)
     thread.start()
     try:

@@ -35,7 +35,7 @@ LOADER_SHARE, LOADER_S = 0.004, 0.001  # one more loader is to save so much of a
 SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eighth more
 # By 15 runs of a model with units of 6 to 48 MiB, 1 to 3 loaders and 2 to 28 slots, on two cores of a shared x86-64
 # machine: on the disk as it is forecasts were off by 6 % on average with these, by 14 % without, too short with small
-# units. With a cap they are too long by what the disk's profile is too low.
+# units. With a cap they are too long by what the disk's profile is too low. UNIT_S and TAKEN_S are of later.
 UNIT_S = 0.0005  # of compute, per streamed unit: to ask for it, bind it and give it back
 # What daemon and loader take, per unit, of the cores that compute is at work on: its threads wait for each other. With
 # both: 1.6 to 1.9 ms by runs of ViT-Large with units of 4 to 16 MiB that never waited, beside plain transformers.

@@ -68,15 +68,16 @@ units = st.lists(
 rates = st.lists(st.floats(1, 1e3), min_size=1, max_size=4).map(lambda found: (0.0, *sorted(found)))
 
 
-@given(units, rates, st.integers(1, 15), st.floats(0, 1), st.floats(0, 10))
-@example([(1.0, 0.0, 0.0)] * 4, (0.0, 1.0, 1.0, 1.0), 3, 0.0, 0.0)  # passes of 6, 3, 3, 6, 3, 3 .. seconds
+@given(units, rates, st.integers(1, 15), st.floats(0, 1), st.floats(0, 10), st.floats(0, 1))
+@example([(1.0, 0.0, 0.0)] * 4, (0.0, 1.0, 1.0, 1.0), 3, 0.0, 0.0, 0.0)  # passes of 6, 3, 3, 6, 3, 3 .. seconds
 def test_no_pass_beats_its_bounds_nor_a_serial_one(
-    of: list[tuple[float, float, float]], rate: tuple[float, ...], window: int, read_s: float, lead_s: float
-) -> None:
+    of: list[tuple[float, float, float]], rate: tuple[float, ...], window: int, read_s: float, lead_s: float,
+    taken_s: float,
+) -> None:  # fmt: skip
     reads, holds, gaps = zip(*of, strict=True)
-    found = simulate(Flow(reads, holds, gaps, lead_s, rate, window, read_s))
+    found = simulate(Flow(reads, holds, gaps, lead_s, rate, window, read_s, taken_s=taken_s))
     compute_s = lead_s + sum(holds) + sum(gaps)
-    serial_s = compute_s + sum(reads) / rate[1] * (len(rate) - 1) + read_s * len(reads)
+    serial_s = compute_s + sum(reads) / rate[1] * (len(rate) - 1) + (read_s + taken_s) * len(reads)
     assert found.seconds >= compute_s * 0.999 - 1e-12
     assert found.seconds >= sum(reads) / rate[-1] * 0.999
     assert found.seconds <= serial_s * 1.02 + 1e-3
