@@ -148,7 +148,7 @@ def measure(case: str, model: Model, disk: int, memory: int | None, options: arg
         stack.enter_context(capped_disk(directory, disk))
         streamed = stack.enter_context(Worker(Subject("pipeload", options.loaders, memory), model, tokens, options))
         # Into the very slots, which then hold nonsense until the untimed first pass after it has read them anew; but
-        # residents would hold it for good, and computing with it takes other times.
+        # residents would hold it for good, and nobody computes with that.
         slots: tuple[Arena, int] | tuple[()] = ()
         if memory is None:
             arena = Arena.attach(os.open(f"/proc/{streamed.process.pid}/fd/{streamed.opened['arena_fd']}", os.O_RDWR))

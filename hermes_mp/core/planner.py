@@ -38,7 +38,7 @@ SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eight
 # units. With a cap they are too long by what the disk's profile is too low. UNIT_S and TAKEN_S are of later.
 UNIT_S = 0.0005  # of compute, per streamed unit: to ask for it, bind it and give it back
 # What daemon and loader take, per unit, of the cores that compute is at work on: its threads wait for each other. With
-# both: 1.6 to 1.9 ms by runs of ViT-Large with units of 4 to 16 MiB that never waited, beside plain transformers.
+# both: 1.6 to 2.0 ms by runs of ViT-Large with units of 4 to 16 MiB beside plain transformers, waits not taken out.
 TAKEN_S = 0.0011
 ORDER_S = 0.001  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
 REST_S = 0.0016  # of a loader from one unit to its next, which it knows already: it waits for a core,

@@ -185,8 +185,8 @@ def _units(division: Division, again_s: float, first_s: float) -> tuple[UnitCost
 def seconds_per_byte(dtype: torch.dtype, rows: int) -> float:
     """What a byte of weights costs a pass over `rows` positions: by the fastest of a few products of matrices.
 
-    The first one makes the library's plans for all, and loaders that start meanwhile disturb others: medians of three
-    were once ten times too long, and such an estimate stays.
+    The first one makes the library's plans for all, and what else runs disturbs others: medians of three were once
+    ten times too long, and such an estimate stays.
     """
     weights = torch.ones(TURNS, HEIGHT, WIDTH, dtype=dtype)  # no more than that: memory for a start counts
     states = torch.ones(rows, WIDTH, dtype=dtype)
