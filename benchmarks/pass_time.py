@@ -9,8 +9,9 @@ it must read what it did read.
 Every round measures, one after the other: the raw rate (of as many bytes, into the same memory), a first pass, passes
 in a row on streamed weights, passes of plain transformers with all weights in memory. Medians over the rounds; each
 round's own raw rate makes its bound. Disks are capped by cgroup v1 (root). The footprint is sampled before, untimed.
-`beside`: plain transformers once more, while a raw reader reads as fast as the streamed passes did. What that takes of
-the processor and of the memory's bandwidth no streaming can avoid; it is printed, and not in the bound.
+`beside`: plain transformers once more, while a raw reader reads all that it gets (`got`): reading and computing take
+processor and memory bandwidth from each other. `reach` is what a pass would take that loses nothing but that, and
+`ratio` after it our multiple of that. They are printed; the bound does not know them.
 
 --huge on: shmem_enabled is advise. never: it is never, as on most systems (we get huge pages all the same, where the
 kernel is 6.1 or later). off: small pages, as on older kernels.
@@ -24,7 +25,6 @@ import itertools
 import os
 import statistics
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,8 @@ BEFORE = 2  # passes that are not timed, while memory is sampled
 CANDIDATES = 2  # so many of them are measured in every round, the best one counts
 WAYS = [(readers, mib << 20) for mib in (1, 4, 8, 16) for readers in (1, 2, 3, 4)]
 BURST_NBYTES = 150 * 10**6  # read untimed first: after a pause a capped disk grants more than its cap
+RAW_NBYTES = 10**9  # read raw at most, each time: a quarter of a second of a fast disk is noise, ten are lost
+BATCH_NBYTES = 32 * 10**6  # read at once beside computing
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Round:
     nbytes: float
     resident: float
     beside: float
+    got: float
     limit: Limit
 
     @property
@@ -126,6 +129,14 @@ class Round:
     @property
     def ratio(self) -> float:
         return self.seconds / self.bound
+
+    @property
+    def reach(self) -> float:
+        return reach(self.resident, self.beside, self.raw, self.got, self.storage * self.raw)
+
+    @property
+    def reach_ratio(self) -> float:
+        return self.seconds / self.reach
 
 
 @dataclass(frozen=True)
@@ -158,7 +169,7 @@ def measure(case: str, model: Model, disk: int, memory: int | None, options: arg
         nbytes = int(SURVEY_S * (disk or 2000) * 10**6)
         surveyed = {way: reader.read(*way, nbytes) for way in WAYS}
         candidates = sorted(WAYS, key=lambda way: surveyed[way])[:CANDIDATES]
-        nbytes = max(streamed.before["nbytes"] // BEFORE, BURST_NBYTES)
+        nbytes = min(max(streamed.before["nbytes"] // BEFORE, BURST_NBYTES), RAW_NBYTES)
         footprint, needed = streamed.footprint_nbytes, streamed.opened["needed_nbytes"]
         rounds = []
         for _ in range(options.rounds):
@@ -168,47 +179,69 @@ def measure(case: str, model: Model, disk: int, memory: int | None, options: arg
             cold = streamed.run(1)["seconds"]
             row = streamed.run(count)
             resident = plain.run(count)["seconds"] / count
-            with reading(reader, candidates[0], row["nbytes"] / row["seconds"]):
+            with reading(reader, candidates[0]) as got:
                 beside = plain.run(count)["seconds"] / count
             seconds, stalled, read = (row[name] / count for name in ("seconds", "stalled_s", "nbytes"))
             limit = steady_limit(resident, read if memory is None else needed, raw, memory, footprint)
-            rounds.append(Round(raw, cold, seconds, stalled, read, resident, beside, limit))
+            rounds.append(Round(raw, cold, seconds, stalled, read, resident, beside, min(raw, got.rate), limit))
         return Measured(rounds, reader.pages, footprint)
 
 
+class Got:
+    """What a reader got: bytes, seconds."""
+
+    nbytes = 0
+    seconds = 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.nbytes / self.seconds
+
+
 @contextlib.contextmanager
-def reading(reader: RawReader, way: Way, rate: float) -> Iterator[None]:
-    """Inside, a thread reads the file at `rate` bytes per second, by one reader."""
-    ended = threading.Event()
+def reading(reader: RawReader, way: Way) -> Iterator[Got]:
+    """Inside, a thread reads the file as fast as it can; afterwards it is known what it got."""
+    ended, got = threading.Event(), Got()
 
     def read() -> None:
-        started, done, chunk = time.perf_counter(), 0, way[1]
-        while not ended.wait(max(0.0, done / rate - (time.perf_counter() - started))):
-            reader.read(1, chunk, chunk)
-            done += chunk
+        while not ended.is_set():
+            got.seconds += reader.read(*way, BATCH_NBYTES)
+            got.nbytes += BATCH_NBYTES
 
-    if not rate:  # all is resident
-        yield
-        return
     thread = threading.Thread(target=read)
     thread.start()
     try:
-        yield
+        yield got
     finally:
         ended.set()
         thread.join()
+
+
+def reach(resident: float, beside: float, raw: float, got: float, nbytes: float) -> float:
+    """Seconds of a pass that reads `nbytes` while it computes and then, if there are more, without computing.
+
+    Computing takes `resident` seconds alone and `beside` while `got` bytes per second are read, `raw` of which the disk
+    gives alone; what is read more slowly slows computing in proportion.
+    """
+    beside = max(beside, resident)
+    meanwhile = got * beside
+    if nbytes >= meanwhile:
+        return beside + (nbytes - meanwhile) / raw
+    return resident + (beside - resident) * nbytes / meanwhile
 
 
 def line(case: str, disk: int, memory: int | None, found: Measured) -> str:
     median = found.median
     budget = f"{memory / 1e6:.0f}" if memory else "none"
     by = Limit(median("resident"), median("storage")).by
+    cold = "-" if memory else f"{median('cold'):.3f}"  # under a budget it is no first pass
     return (
         f"{case:<20} {disk or 'as is'!s:>5} {budget:>6} {found.footprint_nbytes / 1e6:>5.0f} {found.pages:<14} "
         f"{median('seconds'):>7.3f} {median('bound'):>7.3f} {median('ratio'):>6.3f} {by:<8} "
-        f"{median('resident'):>8.3f} {median('beside'):>7.3f} {median('storage'):>7.3f} "
+        f"{median('resident'):>8.3f} {median('storage'):>7.3f} "
         f"{median('nbytes') / 1e6:>7.0f} {median('raw') / 1e6:>6.0f} "
-        f"{100 * median('stalled') / median('seconds'):>6.1f} {median('cold'):>7.3f}"
+        f"{100 * median('stalled') / median('seconds'):>6.1f} {cold:>7} "
+        f"{median('beside'):>7.3f} {median('got') / 1e6:>6.0f} {median('reach'):>7.3f} {median('reach_ratio'):>6.3f}"
     )
 
 
@@ -245,8 +278,8 @@ def _budgets(text: str) -> list[int | None]:
 
 def table(options: argparse.Namespace) -> None:
     print(f"{'case':<20} {'MB/s':>5} {'budget':>6} {'foot':>5} {'pages':<14} {'s/pass':>7} {'bound':>7} "
-          f"{'ratio':>6} {'by':<8} {'resident':>8} {'beside':>7} {'storage':>7} {'MB/pass':>7} {'raw':>6} "
-          f"{'stall%':>6} {'1st':>7}")  # fmt: skip
+          f"{'ratio':>6} {'by':<8} {'resident':>8} {'storage':>7} {'MB/pass':>7} {'raw':>6} "
+          f"{'stall%':>6} {'1st':>7} {'beside':>7} {'got':>6} {'reach':>7} {'ratio':>6}")  # fmt: skip
     for disk, case, memory in itertools.product(
         options.disk or (0, 1000, 400), options.cases or DEFAULT, options.memory
     ):
