@@ -25,7 +25,7 @@ from hermes_mp.bench.board import Unavailable, drop_caches, memory_limit, undo_w
 
 STEP_NBYTES = 16 << 20
 SHARE = 0.30
-FIRST_PASSES = 6  # of the run, before the neighbour comes
+FIRST_PASSES, SETTLED_S = 6, 2.0  # of the run, and how long its slots have been the same, before the neighbour comes
 LEAVE_S = 1.0
 PROMPT = ",".join(str(1000 + 97 * at) for at in range(16))
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace, trace: Path | None) -> dict[str, Any]:
         command = [sys.executable, "-m", "hermes_mp.cli.launch", *words]
         with subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=lambda: enter(folder)) as process:
             grown = 0
-            if trace is not None and until(lambda: passes(trace) >= FIRST_PASSES, process):
+            if trace is not None and get_going(trace, process):
                 steps = int(SHARE * usage_nbytes(folder)) // STEP_NBYTES
                 with neighbour(folder, steps, options) as other:
                     until(lambda: other.poll() is not None, process)
@@ -113,8 +113,28 @@ def usage_nbytes(folder: Path) -> int:
     return int((folder / "memory.usage_in_bytes").read_text())
 
 
-def passes(trace: Path) -> int:
-    return trace.read_text().count('"name":"pass"') if trace.exists() else 0
+def get_going(trace: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Wait for some passes, and until all slots have their memory: until then the trace shows more and more of them."""
+    last, since = -1, time.monotonic()
+
+    def settled() -> bool:
+        nonlocal last, since
+        counts = [slot_count(json.loads(line.rstrip(",\n"))) for line in lines(trace, "slots")[-1:]]
+        if counts and counts[0] != last:
+            last, since = counts[0], time.monotonic()
+        return time.monotonic() - since >= SETTLED_S and len(lines(trace, "pass")) >= FIRST_PASSES
+
+    return until(settled, process)
+
+
+def lines(trace: Path, name: str) -> list[str]:
+    """Those of that event, complete ones."""
+    text = trace.read_text() if trace.exists() else ""
+    return [line for line in text.splitlines(keepends=True) if f'"name":"{name}"' in line and line.endswith("\n")]
+
+
+def slot_count(event: dict[str, Any]) -> int:
+    return sum(event["args"].values())
 
 
 def timeline(trace: Path, reserve_nbytes: int) -> dict[str, Any]:
@@ -125,7 +145,7 @@ def timeline(trace: Path, reserve_nbytes: int) -> dict[str, Any]:
         return sorted((event for event in events if event["name"] == name), key=lambda event: event["ts"])
 
     free = [(event["ts"] / 1e6, event["args"]["MiB"]) for event in of("free memory")]
-    slots = [(event["ts"] / 1e6, sum(event["args"].values())) for event in of("slots")]
+    slots = [(event["ts"] / 1e6, slot_count(event)) for event in of("slots")]
     most = max(count for _, count in slots)
     full_s = next(at for at, count in slots if count == most)
     short_s = next((at for at, mib in free if at > full_s and mib < reserve_nbytes / 2**20), None)
