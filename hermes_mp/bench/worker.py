@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SLOTS_S = 60.0  # how long the slots may take to get their memory
+UP_S = 60.0  # how long the slots may take to get their memory, and the loaders to start
 
 
 def main() -> int:
@@ -260,7 +260,7 @@ class Streamed(Subject):
         )  # fmt: skip
         self.supply: Any = self.model._hermes_binder.supply
         self._count()
-        self._wait_for_slots()
+        self._wait_until_up()
 
     def fetch(self) -> None:
         if self.settings["backend"] != "sequential":
@@ -295,12 +295,25 @@ class Streamed(Subject):
 
         return sum(one.nbytes for one in self.model.parameters() if not isinstance(one, Placeholder))
 
-    def _wait_for_slots(self) -> None:
-        """Their memory is part of being up. The daemon says nothing when the last one has it, so we look."""
+    def _wait_until_up(self) -> None:
+        """Until the slots have their memory and every loader has started: six that still start take a first pass a
+        tenth longer. The daemon does not say when the last one has, so we look."""
         wanted = self.supply.divided.slots * self.supply.divided.slot_nbytes
-        deadline = time.monotonic() + SLOTS_S
-        while self._allocated() < wanted and time.monotonic() < deadline:
+        deadline = time.monotonic() + UP_S
+        while time.monotonic() < deadline:
+            if self._allocated() >= wanted and self._loaders() >= self.settings["loaders"]:
+                return
             time.sleep(0.005)
+
+    def _loaders(self) -> int:
+        """How many have the title that they give themselves once they have started."""
+        import psutil
+
+        found = 0
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += " ".join(process.cmdline()).startswith("hermes: loader")
+        return found
 
     def _count(self) -> None:
         """Stalls and rows, at the two doors through which weights come."""
