@@ -6,12 +6,13 @@
 Under a budget a pass must read what the budget leaves no room for, beside the footprint that was measured; without one
 it must read what it did read.
 
-Every round measures, one after the other: the raw rate (of as many bytes, into the same memory), a first pass, passes
+Every round measures, one after the other: the raw rate (of as many bytes, 10^9 at most), a first pass, passes
 in a row on streamed weights, passes of plain transformers with all weights in memory. Medians over the rounds; each
 round's own raw rate makes its bound. Disks are capped by cgroup v1 (root). The footprint is sampled before, untimed.
-`beside`: plain transformers once more, while a raw reader reads all that it gets (`got`): reading and computing take
-processor and memory bandwidth from each other. `reach` is what a pass would take that loses nothing but that, and
-`ratio` after it our multiple of that. They are printed; the bound does not know them.
+`beside`: plain transformers once more, while the raw readers read all that they get (`got`, never more than raw):
+reading and computing take processor and memory bandwidth from each other. `reach` is what a pass would take that loses
+nothing but that, with this way of reading; `/reach` is our multiple of it. They are printed; the bound does not know
+them. What our processes remember of disk and model stays in a cache of each disk, so that no cap is taken for another.
 
 --huge on: shmem_enabled is advise. never: it is never, as on most systems (we get huge pages all the same, where the
 kernel is 6.1 or later). off: small pages, as on older kernels.
@@ -24,6 +25,7 @@ import contextlib
 import itertools
 import os
 import statistics
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,8 +51,7 @@ BEFORE = 2  # passes that are not timed, while memory is sampled
 CANDIDATES = 2  # so many of them are measured in every round, the best one counts
 WAYS = [(readers, mib << 20) for mib in (1, 4, 8, 16) for readers in (1, 2, 3, 4)]
 BURST_NBYTES = 150 * 10**6  # read untimed first: after a pause a capped disk grants more than its cap
-RAW_NBYTES = 10**9  # read raw at most, each time: a quarter of a second of a fast disk is noise, ten are lost
-BATCH_NBYTES = 32 * 10**6  # read at once beside computing
+RAW_NBYTES = 10**9  # read raw at most, each time
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Round:
     resident: float
     beside: float
     got: float
+    needed: float
     limit: Limit
 
     @property
@@ -132,7 +134,7 @@ class Round:
 
     @property
     def reach(self) -> float:
-        return reach(self.resident, self.beside, self.raw, self.got, self.storage * self.raw)
+        return reach(self.resident, self.beside, self.raw, self.got, self.needed)
 
     @property
     def reach_ratio(self) -> float:
@@ -174,44 +176,30 @@ def measure(case: str, model: Model, disk: int, memory: int | None, options: arg
         rounds = []
         for _ in range(options.rounds):
             reader.read(1, candidates[0][1], BURST_NBYTES)
-            raw = nbytes / min(reader.read(*way, nbytes) for way in candidates)
+            taken = {way: reader.read(*way, nbytes) for way in candidates}
+            best = min(taken, key=lambda way: taken[way])
+            raw = nbytes / taken[best]
             raw = min(raw, disk * 1e6) if disk else raw  # at first a capped disk grants more than it can keep up
             cold = streamed.run(1)["seconds"]
             row = streamed.run(count)
             resident = plain.run(count)["seconds"] / count
-            with reading(reader, candidates[0]) as got:
+            with reading(reader, best) as rate:
                 beside = plain.run(count)["seconds"] / count
             seconds, stalled, read = (row[name] / count for name in ("seconds", "stalled_s", "nbytes"))
             limit = steady_limit(resident, read if memory is None else needed, raw, memory, footprint)
-            rounds.append(Round(raw, cold, seconds, stalled, read, resident, beside, min(raw, got.rate), limit))
+            got, streams = min(raw, rate[0]), (limit.storage_s or 0.0) * raw
+            rounds.append(Round(raw, cold, seconds, stalled, read, resident, beside, got, streams, limit))
         return Measured(rounds, reader.pages, footprint)
 
 
-class Got:
-    """What a reader got: bytes, seconds."""
-
-    nbytes = 0
-    seconds = 0.0
-
-    @property
-    def rate(self) -> float:
-        return self.nbytes / self.seconds
-
-
 @contextlib.contextmanager
-def reading(reader: RawReader, way: Way) -> Iterator[Got]:
-    """Inside, a thread reads the file as fast as it can; afterwards it is known what it got."""
-    ended, got = threading.Event(), Got()
-
-    def read() -> None:
-        while not ended.is_set():
-            got.seconds += reader.read(*way, BATCH_NBYTES)
-            got.nbytes += BATCH_NBYTES
-
-    thread = threading.Thread(target=read)
+def reading(reader: RawReader, way: Way) -> Iterator[list[float]]:
+    """Inside, threads read the file as fast as they can; afterwards the list holds their bytes per second."""
+    ended, rate = threading.Event(), list[float]()
+    thread = threading.Thread(target=lambda: rate.append(reader.read_until(ended, *way)))
     thread.start()
     try:
-        yield got
+        yield rate
     finally:
         ended.set()
         thread.join()
@@ -221,13 +209,13 @@ def reach(resident: float, beside: float, raw: float, got: float, nbytes: float)
     """Seconds of a pass that reads `nbytes` while it computes and then, if there are more, without computing.
 
     Computing takes `resident` seconds alone and `beside` while `got` bytes per second are read, `raw` of which the disk
-    gives alone; what is read more slowly slows computing in proportion.
+    gives alone; what is read more slowly slows computing in proportion. One after the other, where that is sooner.
     """
     beside = max(beside, resident)
     meanwhile = got * beside
     if nbytes >= meanwhile:
-        return beside + (nbytes - meanwhile) / raw
-    return resident + (beside - resident) * nbytes / meanwhile
+        return min(beside + (nbytes - meanwhile) / raw, resident + nbytes / raw)
+    return min(resident + (beside - resident) * nbytes / meanwhile, resident + nbytes / raw)
 
 
 def line(case: str, disk: int, memory: int | None, found: Measured) -> str:
@@ -279,17 +267,18 @@ def _budgets(text: str) -> list[int | None]:
 def table(options: argparse.Namespace) -> None:
     print(f"{'case':<20} {'MB/s':>5} {'budget':>6} {'foot':>5} {'pages':<14} {'s/pass':>7} {'bound':>7} "
           f"{'ratio':>6} {'by':<8} {'resident':>8} {'storage':>7} {'MB/pass':>7} {'raw':>6} "
-          f"{'stall%':>6} {'1st':>7} {'beside':>7} {'got':>6} {'reach':>7} {'ratio':>6}")  # fmt: skip
-    for disk, case, memory in itertools.product(
-        options.disk or (0, 1000, 400), options.cases or DEFAULT, options.memory
-    ):
-        try:
-            model = open_model(CASES[case].model, options.models, print)
-            found = measure(case, model, disk, memory, options)
-        except Unavailable as error:
-            print(f"{case:<20} {disk:>5} skipped: {error}")
-            continue
-        print(line(case, disk, memory, found), flush=True)
+          f"{'stall%':>6} {'1st':>7} {'beside':>7} {'got':>6} {'reach':>7} {'/reach':>6}")  # fmt: skip
+    for disk in options.disk or (0, 1000, 400):
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["XDG_CACHE_HOME"] = cache
+            for case, memory in itertools.product(options.cases or DEFAULT, options.memory):
+                try:
+                    model = open_model(CASES[case].model, options.models, print)
+                    found = measure(case, model, disk, memory, options)
+                except Unavailable as error:
+                    print(f"{case:<20} {disk:>5} skipped: {error}")
+                    continue
+                print(line(case, disk, memory, found), flush=True)
 
 
 if __name__ == "__main__":

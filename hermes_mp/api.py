@@ -106,7 +106,7 @@ def _build(
     footprint, supply = prepared.footprint, behind.supply
     model_config = prepared.skeleton.model.config  # of the model nothing else may be kept by its parts
     limited = config.memory is not None
-    if limited and not malloc.is_tuned():
+    if limited:
         malloc.keep_large_blocks_apart()
     model = stream(
         prepared.skeleton,

@@ -116,7 +116,7 @@ class _Compute:
         made = traced.divide(chosen.room, chosen.streamed_by)
         self.supply.use(made.division.list)
         limited, footprint = settings["memory"] is not None, made.footprint
-        if limited and not malloc.is_tuned():  # the user's GLIBC_TUNABLES win
+        if limited:
             malloc.keep_large_blocks_apart()
         model = stream(
             made.skeleton,

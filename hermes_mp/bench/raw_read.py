@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hermes_mp.host.arena import Arena
@@ -53,19 +53,35 @@ class RawReader:
 
     def read(self, readers: int, chunk_nbytes: int, nbytes: int) -> float:
         """Seconds that `readers` threads take for `nbytes` of the file; the next call goes on where this one ended."""
-        chunk = max(4096, min(chunk_nbytes, self._room // readers, self.nbytes) // 4096 * 4096)
+        chunk = self._chunk(readers, chunk_nbytes)
+        count = max(1, nbytes // chunk)
+        chunks, seconds = self._read(readers, chunk, lambda number: number < count)
+        return seconds * nbytes / (chunks * chunk)
+
+    def read_until(self, ended: threading.Event, readers: int, chunk_nbytes: int) -> float:
+        """Bytes per second that `readers` threads read until it has `ended`."""
+        chunk = self._chunk(readers, chunk_nbytes)
+        chunks, seconds = self._read(readers, chunk, lambda number: not number or not ended.is_set())
+        return chunks * chunk / seconds
+
+    def _chunk(self, readers: int, nbytes: int) -> int:
+        return max(4096, min(nbytes, self._room // readers, self.nbytes) // 4096 * 4096)
+
+    def _read(self, readers: int, chunk: int, goes_on: Callable[[int], bool]) -> tuple[int, float]:
+        """Chunks that were read, while the number of the next one lets it go on; seconds."""
         whole = max(1, self.nbytes // chunk)
-        first, count = self._start // chunk, max(1, nbytes // chunk)
-        self._start = (first + count) % whole * chunk
+        first = self._start // chunk
         numbers = itertools.count()  # of the chunk that is read next; taking one is atomic
         room = self._room // readers // chunk * chunk
+        done = [0] * readers
 
         def work(reader: int) -> None:
             at = 0
-            while (number := next(numbers)) < count:
+            while goes_on(number := next(numbers)):
                 with self._arena.view(reader * room + at, chunk) as buffer:
                     self._fill(buffer, (first + number) % whole * chunk)
                 at = (at + chunk) % room
+                done[reader] += 1
 
         threads = [threading.Thread(target=work, args=(reader,)) for reader in range(readers)]
         started = time.perf_counter()
@@ -73,7 +89,9 @@ class RawReader:
             thread.start()
         for thread in threads:
             thread.join()
-        return (time.perf_counter() - started) * nbytes / (count * chunk)
+        seconds, count = time.perf_counter() - started, sum(done)
+        self._start = (first + count) % whole * chunk
+        return count, seconds
 
     def close(self) -> None:
         self._arena.close()
