@@ -25,7 +25,7 @@ from hermes_mp.bench.board import Unavailable, drop_caches, memory_limit, undo_w
 
 STEP_NBYTES = 16 << 20
 SHARE = 0.30
-FIRST_PASSES, SETTLED_S = 6, 2.0  # of the run, and how long its slots have been the same, before the neighbour comes
+FIRST_PASSES, SETTLED_S = 6, 3.0  # of the run, and how long its slots have been the same, before the neighbour comes
 LEAVE_S = 1.0
 PROMPT = ",".join(str(1000 + 97 * at) for at in range(16))
 
@@ -178,6 +178,8 @@ def judge(alone: dict[str, Any], squeezed: dict[str, Any], found: dict[str, Any]
         one["token_ids"] for one in squeezed["object"]["answers"]
     ]
     gone = found.get("gone")
+    if not squeezed["grown"]:
+        print("the run ended before the neighbour could come: more --tokens")
     in_time = gone is not None and gone - found["short"] <= LEAVE_S
     returned = found.get("returns") is not None and found["last"] > found["fewest"]
     print(

@@ -303,16 +303,14 @@ class Streamed(Subject):
         while time.monotonic() < deadline:
             if self._allocated() >= wanted and self._loaders() >= self.settings["loaders"]:
                 return
-            time.sleep(0.005)
+            time.sleep(0.02)
 
     def _loaders(self) -> int:
         """How many have the title that they give themselves once they have started."""
-        import psutil
-
         found = 0
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found += " ".join(process.cmdline()).startswith("hermes: loader")
+        for pid in processes():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+                found += file.read().startswith(b"hermes: loader")
         return found
 
     def _count(self) -> None:
@@ -400,16 +398,23 @@ def inputs(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 def read_nbytes() -> int:
     """Bytes that this process and all behind it have read from disks so far, as the kernel counts them."""
-    total, todo = 0, [os.getpid()]
-    while todo:
-        pid = todo.pop()
-        with contextlib.suppress(OSError):  # gone between two looks
-            with open(f"/proc/{pid}/io", encoding="ascii") as file:
-                total += next(int(line.split()[1]) for line in file if line.startswith("read_bytes"))
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
-                    todo += [int(word) for word in file.read().split()]
+    total = 0
+    for pid in processes():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/io", encoding="ascii") as file:
+            total += next(int(line.split()[1]) for line in file if line.startswith("read_bytes"))
     return total
+
+
+def processes() -> list[int]:
+    """This process and all behind it, but those that go while we look."""
+    found, todo = [], [os.getpid()]
+    while todo:
+        found.append(todo.pop())
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{found[-1]}/task"):
+                with open(f"/proc/{found[-1]}/task/{task}/children", encoding="ascii") as file:
+                    todo += [int(word) for word in file.read().split()]
+    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -35,6 +36,57 @@ def test_what_the_user_tunes_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         set(malloc.TUNABLES) - {"glibc.malloc.hugetlb"}
     )
 
+
+@pytest.mark.parametrize(("freed_mib", "least", "most"), [(30, -2, 2), (100, 90, 110)])
+def test_what_is_free_at_the_end_of_a_heap_stays_up_to_64_mib(freed_mib: int, least: int, most: int) -> None:
+    words = [sys.executable, "-c", END.format(count=freed_mib)]
+    environment = os.environ | {malloc.VARIABLE: malloc.tunables()}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert least <= int(done.stdout) <= most
+
+
+@pytest.mark.parametrize(("theirs", "apart"), [("", True), (f"{malloc.THRESHOLD}=33554431", False)])
+def test_large_blocks_leave_the_heap_where_a_budget_is_to_be_kept(theirs: str, apart: bool) -> None:
+    words = [sys.executable, "-c", LARGE]
+    environment = os.environ | {malloc.VARIABLE: tuned_with(theirs)}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert (int(done.stdout) >= 150) == apart
+
+
+def tuned_with(theirs: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(malloc.VARIABLE, theirs)
+        return malloc.tunables()
+
+
+END = """
+import ctypes, os
+from hermes_mp.host import memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [libc.malloc(1 << 20) for _ in range({count})]
+for block in blocks:
+    ctypes.memset(block, 1, 1 << 20)
+full = memory.quick(os.getpid()).private_nbytes
+for block in blocks:
+    libc.free(block)
+print(round((full - memory.quick(os.getpid()).private_nbytes) / 2**20))
+"""
+
+LARGE = """
+import ctypes, os
+from hermes_mp.host import malloc, memory
+malloc.keep_large_blocks_apart()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [libc.malloc(20 << 20) for _ in range(10)]
+for block in blocks:
+    ctypes.memset(block, 1, 20 << 20)
+full = memory.quick(os.getpid()).private_nbytes
+for block in blocks[:-1]:  # the last one would keep a heap from shrinking
+    libc.free(block)
+print(round((full - memory.quick(os.getpid()).private_nbytes) / 2**20))
+"""
 
 FREED = """
 import ctypes, os
