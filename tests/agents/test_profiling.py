@@ -6,6 +6,7 @@ import itertools
 import json
 import mmap
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,9 @@ def test_how_fast_the_page_cache_is_copied_tells_nothing_of_a_device(large_file:
         if not any(rate.direct for rate in found.rates):
             pytest.skip("no O_DIRECT here")
         assert all(rate.direct for rate in found.rates)
-        assert not diskspeed.stays_cached(file.fileno(), 80 << 20)
+        deadline = time.monotonic() + 5.0  # pages that were mapped a moment ago may stay for another
+        while diskspeed.stays_cached(file.fileno(), 80 << 20):
+            assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize(
