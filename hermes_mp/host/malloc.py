@@ -14,17 +14,16 @@ import os
 # kernel gives them on advice. As fast as plain transformers, without a page fault: what is free at the heap's end stays
 # for the next layer, up to what glibc comes to by itself where nobody sets a threshold. With its first one, 128 KiB, a
 # pass of ViT-Large gave back and zeroed 110 huge pages for one image, 300 to 600 for six: 2 to 6 % of its time.
+THRESHOLD = "glibc.malloc.mmap_threshold"
 TUNABLES = {
     "glibc.malloc.tcache_count": "0",
     "glibc.malloc.mxfast": "0",
     "glibc.malloc.hugetlb": "1",
-    "glibc.malloc.mmap_threshold": str(32 << 20),  # the most there is
+    THRESHOLD: str(32 << 20),  # the most there is
     "glibc.malloc.trim_threshold": str(64 << 20),
 }
 TOGETHER = ("glibc.malloc.tcache_count", "glibc.malloc.mxfast")  # without these the heap grows
 VARIABLE = "GLIBC_TUNABLES"
-
-THRESHOLD = "glibc.malloc.mmap_threshold"
 
 M_MMAP_THRESHOLD = -3
 LARGE_NBYTES = 64 << 10

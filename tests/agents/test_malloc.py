@@ -47,7 +47,7 @@ def test_what_is_free_at_the_end_of_a_heap_stays_up_to_64_mib(freed_mib: int, le
 
 @pytest.mark.parametrize(("theirs", "apart"), [("", True), (f"{malloc.THRESHOLD}=33554431", False)])
 def test_large_blocks_leave_the_heap_where_a_budget_is_to_be_kept(theirs: str, apart: bool) -> None:
-    words = [sys.executable, "-c", LARGE]
+    words = [sys.executable, "-c", FREED.format(apart=True, kib=20 << 10, count=10)]
     environment = os.environ | {malloc.VARIABLE: tuned_with(theirs)}
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     assert (int(done.stdout) >= 150) == apart
@@ -71,30 +71,15 @@ for block in blocks:
 print(round((end - libc.sbrk(0)) / 2**20))
 """
 
-LARGE = """
-import ctypes, os
-from hermes_mp.host import malloc, memory
-malloc.keep_large_blocks_apart()
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-blocks = [libc.malloc(20 << 20) for _ in range(10)]
-for block in blocks:
-    ctypes.memset(block, 1, 20 << 20)
-full = memory.quick(os.getpid()).private_nbytes
-for block in blocks[:-1]:  # the last one would keep a heap from shrinking
-    libc.free(block)
-print(round((full - memory.quick(os.getpid()).private_nbytes) / 2**20))
-"""
-
 FREED = """
 import ctypes, os
 from hermes_mp.host import malloc, memory
 malloc.keep_large_blocks_apart() if {apart} else None
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-blocks = [libc.malloc(100 << 10) for _ in range(300)]
+blocks = [libc.malloc({kib} << 10) for _ in range({count})]
 for block in blocks:
-    ctypes.memset(block, 1, 100 << 10)
+    ctypes.memset(block, 1, {kib} << 10)
 full = memory.quick(os.getpid()).private_nbytes
 for block in blocks[:-1]:  # the last one would keep a heap from shrinking
     libc.free(block)
@@ -104,6 +89,6 @@ print(round((full - memory.quick(os.getpid()).private_nbytes) / 2**20))
 
 @pytest.mark.parametrize(("apart", "least", "most"), [(True, 27, 30), (False, -2, 10)])
 def test_blocks_that_are_kept_apart_go_when_they_are_freed(apart: bool, least: int, most: int) -> None:
-    words = [sys.executable, "-c", FREED.format(apart=apart)]
+    words = [sys.executable, "-c", FREED.format(apart=apart, kib=100, count=300)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert least <= int(done.stdout) <= most
