@@ -1,7 +1,7 @@
 """Who loads: each loader's present incarnation, the slots it holds, and when it last made progress.
 
-A loader reads one unit at a time and may hold the order of its next one: it then begins that without a word from
-anyone, and the disk does not wait for three processes to wake up in turn.
+A loader may hold the order of its next unit: it begins that while the last bytes of the present one are on their way,
+and the disk does not wait for three processes to wake up in turn.
 News of an elder incarnation is recognised by its epoch. It knows no unit's demand and no policy of slots.
 """
 

@@ -1,16 +1,15 @@
-"""A loader's mind: which read comes next, and what to tell the daemon. It knows no file, no memory and no disk.
+"""A loader's mind: which loads are fit to be read, and what to tell the daemon. It knows no file, memory or disk.
 
-One load at a time and one range at a time; a second `LoadUnit` queues. Nothing is written outside of the room that
-the daemon lent: a range that does not fit is refused before the first byte of its unit is read.
+Loads are read in the order in which they come. Nothing is written outside of the room that the daemon lent: a range
+that does not fit is refused before the first byte of its unit is read.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 from hermes_mp.errors import BadMessage, CheckpointBroken
-from hermes_mp.messages import Epoch, LoaderNo, LoadFailed, LoadUnit, OpenFile, Range, StopLoader, Ticket, UnitLoaded
+from hermes_mp.messages import Epoch, LoaderNo, LoadFailed, LoadUnit, OpenFile, StopLoader, Ticket, UnitLoaded
 
 # --- events of the shell
 
@@ -25,24 +24,24 @@ class OpenFailed:
 
 
 @dataclass(frozen=True)
-class RangeRead:
-    """The range of the last `ReadRange` is in its place."""
+class LoadRead:
+    """All ranges of a load are in their places; its first byte was asked for at `started_ns`."""
 
     ticket: Ticket
-    nbytes: int
     direct: bool
+    started_ns: int
 
 
 @dataclass(frozen=True)
-class RangeFailed:
-    """The range of the last `ReadRange` could not be read."""
+class LoadBroken:
+    """A load could not be read, and nothing writes to its slot any more."""
 
     ticket: Ticket
     exit_code: int
     text: str
 
 
-Event = OpenFile | LoadUnit | StopLoader | OpenFailed | RangeRead | RangeFailed
+Event = OpenFile | LoadUnit | StopLoader | OpenFailed | LoadRead | LoadBroken
 
 # --- actions
 
@@ -59,13 +58,10 @@ class Open:
 
 
 @dataclass(frozen=True)
-class ReadRange:
-    """Read `range` to `base + range.at` of the arena, writing nowhere outside `[base, base + room)`."""
+class Read:
+    """Read all ranges of `load`, after those of earlier ones, writing nowhere outside of its room."""
 
-    ticket: Ticket
-    range: Range
-    base: int
-    room: int
+    load: LoadUnit
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Exit:
     """Leave: all work is finished."""
 
 
-Action = Open | ReadRange | Send | Exit
+Action = Open | Read | Send | Exit
 
 
 class Loading:
@@ -93,33 +89,28 @@ class Loading:
         self._files: dict[int, OpenFile] = {}
         self._bad_files: dict[int, OpenFailed] = {}
         self._last_ticket = Ticket(0)
-        self._load: LoadUnit | None = None
-        self._queue: deque[LoadUnit] = deque()
+        self._under_way: dict[Ticket, LoadUnit] = {}
         self._stopping = False
-        self._next_range = 0
-        self._nbytes = 0
-        self._direct = True
-        self._started_ns = 0
+        self._ended_ns = 0  # the last load that was read
 
     def handle(self, event: Event, now_ns: int) -> list[Action]:
-        if isinstance(event, RangeRead):
-            if self._load is None or event.ticket != self._load.ticket:
-                return []
-            self._next_range += 1
-            self._nbytes += event.nbytes
-            self._direct = self._direct and event.direct
-            return self._go_on(self._load, now_ns)
+        if isinstance(event, LoadRead):
+            load = self._under_way.pop(event.ticket, None)
+            return [] if load is None else [Send(self._loaded(load, event, now_ns)), *self._leave()]
         if isinstance(event, LoadUnit):
             # Tickets only grow; a repeated order would write into a slot that may be bound by now.
             if event.epoch != self._epoch or event.ticket <= self._last_ticket or self._stopping:
                 return []
             self._last_ticket = event.ticket
-            self._queue.append(event)
-            return self._start_next(now_ns) if self._load is None else []
-        if isinstance(event, RangeFailed):
-            if self._load is None or event.ticket != self._load.ticket:
+            refusal = self._why_not(event)
+            if refusal is not None:
+                return [self._failed(event.ticket, *refusal)]
+            self._under_way[event.ticket] = event
+            return [Read(event)]
+        if isinstance(event, LoadBroken):
+            if self._under_way.pop(event.ticket, None) is None:
                 return []
-            return self._failed(event.ticket, event.exit_code, event.text, now_ns)
+            return [self._failed(event.ticket, event.exit_code, event.text), *self._leave()]
         if isinstance(event, OpenFile):
             self._files[event.file] = event
             self._bad_files.pop(event.file, None)
@@ -128,31 +119,20 @@ class Loading:
             self._bad_files[event.file] = event
             return []
         self._stopping = True
-        self._queue.clear()
-        return [Exit()] if self._load is None else []
+        return self._leave()
 
-    def _start_next(self, now_ns: int) -> list[Action]:
-        if self._stopping:
-            return [Exit()]
-        if not self._queue:
-            return []
-        load = self._load = self._queue.popleft()
-        self._next_range, self._nbytes, self._direct, self._started_ns = 0, 0, True, now_ns
-        refusal = self._why_not(load)
-        return self._go_on(load, now_ns) if refusal is None else self._failed(load.ticket, *refusal, now_ns)
+    def _leave(self) -> list[Action]:
+        """Once told to, and what was ordered before is read: its slots can be lent again without waiting for us."""
+        return [Exit()] if self._stopping and not self._under_way else []
 
-    def _go_on(self, load: LoadUnit, now_ns: int) -> list[Action]:
-        if self._next_range < len(load.ranges):
-            return [ReadRange(load.ticket, load.ranges[self._next_range], load.base, load.room)]
-        loaded = UnitLoaded(
-            self._loader, self._epoch, load.ticket, self._nbytes, self._direct, self._started_ns, now_ns
-        )
-        self._load = None
-        return [Send(loaded), *self._start_next(now_ns)]
+    def _loaded(self, load: LoadUnit, read: LoadRead, now_ns: int) -> UnitLoaded:
+        """Begun when the load before it had ended, as reads of two overlap: a loader's times add up to its work."""
+        nbytes = sum(piece.nbytes for piece in load.ranges)
+        started_ns, self._ended_ns = max(read.started_ns, self._ended_ns), now_ns
+        return UnitLoaded(self._loader, self._epoch, load.ticket, nbytes, read.direct, started_ns, now_ns)
 
-    def _failed(self, ticket: Ticket, exit_code: int, text: str, now_ns: int) -> list[Action]:
-        self._load = None
-        return [Send(LoadFailed(self._loader, self._epoch, ticket, exit_code, text)), *self._start_next(now_ns)]
+    def _failed(self, ticket: Ticket, exit_code: int, text: str) -> Send:
+        return Send(LoadFailed(self._loader, self._epoch, ticket, exit_code, text))
 
     def _why_not(self, load: LoadUnit) -> tuple[int, str] | None:
         """(exit code, text) of what is wrong with this order, before any byte of it is read."""

@@ -165,7 +165,7 @@ class _Survey:
                 while (not done[reader] or time.perf_counter() < until) and (number := next(numbers)) < count:
                     offset = (first + number) % whole * chunk
                     with self._arena.view(reader * room + at, size) as buffer:
-                        file.read_into(buffer, offset, min(size, self._nbytes - offset), chunk)
+                        file.read_into(buffer, offset, min(size, self._nbytes - offset))
                     done[reader] += size
                     at = at + size if at + 2 * size <= room else 0
             except BaseException as error:  # re-raised by the thread that waits

@@ -13,12 +13,11 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from hermes_mp.core.layout import ALIGN
 from hermes_mp.errors import ReadFailed
 
-CHUNK_NBYTES = 8 * 1024 * 1024
 _NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 
 _direct_by_device: dict[int, bool] = {}
@@ -32,6 +31,7 @@ class FileReader:
         self.path = path
         self.nbytes = nbytes
         self._direct_fd = -1
+        self._refused = False
         with self._failing_at(0):
             self._fd = _open(path, 0)
         try:
@@ -52,35 +52,25 @@ class FileReader:
     @property
     def direct(self) -> bool:
         """Whether `read_into` bypasses the page cache; may turn false once, when the device refuses after all."""
-        return self._direct_fd >= 0
+        return self._direct_fd >= 0 and not self._refused
 
-    def read_into(
-        self,
-        buffer: memoryview,
-        offset: int,
-        nbytes: int,
-        chunk_nbytes: int = CHUNK_NBYTES,
-        on_chunk: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        """Read `nbytes` bytes from `offset` to the start of `buffer`; `on_chunk` hears the bytes of every read.
+    def read_into(self, buffer: memoryview, offset: int, nbytes: int) -> None:
+        """Read `nbytes` bytes from `offset` to the start of `buffer`; several threads may do so at once.
 
         Direct reads need offset, length and address to be multiples of ALIGN; what is not is read buffered, but for
         the file's last block: where `buffer` has room for all of it, its bytes past the file's end are undefined.
         """
-        chunk_nbytes = max(chunk_nbytes // ALIGN * ALIGN, ALIGN)
         done = 0
         while done < nbytes:
-            wanted = min(chunk_nbytes, nbytes - done)
-            at = offset + done
+            wanted, at = nbytes - done, offset + done
             with self._failing_at(at):
                 asked = self._direct_length(at, wanted, len(buffer) - done)
                 got = self._read_direct(buffer, done, asked, at) if asked else None
                 if got is None:
-                    got = self._read_buffered(buffer, done, wanted, at, min(chunk_nbytes, nbytes - done - wanted))
+                    got = self._read_buffered(buffer, done, wanted, at)
             if got == 0:
                 raise ReadFailed(f"{self.path} ends at byte {at}, it was {self.nbytes} bytes long")
             done += min(got, wanted)
-            on_chunk(min(got, wanted))
 
     def read_rows(self, rows: Sequence[tuple[int, int]], into: memoryview) -> int:
         """Gather (offset, nbytes) pieces one after the other into `into`; the number of bytes.
@@ -129,13 +119,8 @@ class FileReader:
         except OSError as error:
             if error.errno not in _NO_DIRECT:
                 raise
-            self._give_up_direct()
+            self._refused = True
         _direct_by_device[device] = self.direct
-
-    def _give_up_direct(self) -> None:
-        if self._direct_fd >= 0:
-            os.close(self._direct_fd)
-            self._direct_fd = -1
 
     def _direct_length(self, at: int, wanted: int, room: int) -> int:
         """How many bytes a direct read at `at` may ask for; 0 if none can be."""
@@ -153,13 +138,10 @@ class FileReader:
         except OSError as error:
             if error.errno not in _NO_DIRECT:
                 raise
-            self._give_up_direct()
+            self._refused = True  # the descriptor stays: another thread may be about to read by it
             return None
 
-    def _read_buffered(self, buffer: memoryview, begin: int, wanted: int, at: int, next_nbytes: int) -> int:
-        """Bytes read; the next `next_nbytes` are asked for first, so the disk works while this chunk is copied."""
-        if next_nbytes:
-            os.posix_fadvise(self._fd, at + wanted, next_nbytes, os.POSIX_FADV_WILLNEED)
+    def _read_buffered(self, buffer: memoryview, begin: int, wanted: int, at: int) -> int:
         with buffer[begin : begin + wanted] as part:
             got = os.preadv(self._fd, [part], at)
         self._drop(at, got)

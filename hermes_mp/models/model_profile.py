@@ -242,7 +242,7 @@ def _beside(
             nonlocal done
             offset = done % (file.nbytes // BESIDE_CHUNK_NBYTES * BESIDE_CHUNK_NBYTES)
             with arena.view(done % (2 * BESIDE_CHUNK_NBYTES), BESIDE_CHUNK_NBYTES) as buffer:
-                reader.read_into(buffer, offset, BESIDE_CHUNK_NBYTES, BESIDE_CHUNK_NBYTES)
+                reader.read_into(buffer, offset, BESIDE_CHUNK_NBYTES)
             done += BESIDE_CHUNK_NBYTES
 
         def read(until: Callable[[], bool]) -> float:

@@ -168,12 +168,12 @@ def test_bytes_travel_from_the_file_into_the_slot(ready: Daemon, weights: Path) 
     assert ready.board.read(NUMBER) == 2  # chunks
 
 
-def test_loads_queue_and_end_in_order(ready: Daemon, weights: Path) -> None:
+def test_loads_queue_and_all_end(ready: Daemon, weights: Path) -> None:
     content = weights.read_bytes()
     ready.arena.allocate(0, 32 * MIB)
     ready.tell(OpenFile(0, str(weights), len(content)))
     ready.tell(*(order(ticket, [Range(0, ticket * MIB, MIB, 0)], base=ticket * MIB, room=MIB) for ticket in (1, 2, 3)))
-    assert [getattr(ready.hear(), "ticket", None) for _ in range(3)] == [1, 2, 3]
+    assert sorted(getattr(ready.hear(), "ticket", 0) for _ in range(3)) == [1, 2, 3]
     assert ready.arena.view(MIB, 3 * MIB) == content[MIB : 4 * MIB]
 
 
@@ -198,11 +198,11 @@ def test_a_file_truncated_after_it_was_opened_is_told_and_the_loader_goes_on(rea
     assert isinstance(ready.hear(), UnitLoaded)
     os.truncate(weights, 6 * MIB)
     ready.tell(order(2, [Range(0, 5 * MIB, 3 * MIB, 0)]), order(3, [Range(0, 5 * MIB, MIB, 0)]))
-    failed = ready.hear()
-    assert isinstance(failed, LoadFailed)
+    news = ready.hear(), ready.hear()  # in any order: they are read side by side
+    (failed,) = (one for one in news if isinstance(one, LoadFailed))
     assert (failed.ticket, failed.exit_code) == (2, ReadFailed.exit_code) == (2, 31)
     assert f"ends at byte {6 * MIB}" in failed.text
-    assert isinstance(ready.hear(), UnitLoaded)
+    assert any(isinstance(one, UnitLoaded) and one.ticket == 3 for one in news)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])

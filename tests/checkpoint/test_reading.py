@@ -66,14 +66,7 @@ def resident_pages(path: Path) -> int:
         return sum(page & 1 for page in found)
 
 
-def test_a_whole_file_in_chunks(reader: FileReader, memory: memoryview) -> None:
-    chunks: list[int] = []
-    reader.read_into(memory, 0, NBYTES, 2**20, chunks.append)
-    assert memory[:NBYTES] == CONTENT
-    assert chunks == [2**20] * 5 + [1234]
-
-
-def test_one_chunk_by_default(reader: FileReader, memory: memoryview) -> None:
+def test_a_whole_file(reader: FileReader, memory: memoryview) -> None:
     direct = reader.direct
     reader.read_into(memory, 0, NBYTES)
     assert memory[:NBYTES] == CONTENT
@@ -85,14 +78,11 @@ def test_one_chunk_by_default(reader: FileReader, memory: memoryview) -> None:
 def test_any_piece_and_not_a_byte_more(data: st.DataObject, reader: FileReader, memory: memoryview) -> None:
     places = st.one_of(st.integers(0, NBYTES), st.integers(0, NBYTES // ALIGN).map(lambda block: block * ALIGN))
     begin, end = sorted((data.draw(places), data.draw(st.one_of(places, st.just(NBYTES)))))
-    chunk = data.draw(st.sampled_from([1, ALIGN, 3 * ALIGN + 5, 2**20, 2**24]))
     misaligned = data.draw(st.sampled_from([0, 0, 0, 512, 1]))
     memory[: NBYTES + 2 * ALIGN] = b"\xaa" * (NBYTES + 2 * ALIGN)
-    heard: list[int] = []
     with memory[misaligned : misaligned + end - begin] as exact:
-        reader.read_into(exact, begin, end - begin, chunk, heard.append)
+        reader.read_into(exact, begin, end - begin)
         assert exact == CONTENT[begin:end]
-    assert sum(heard) == end - begin
     after = misaligned + end - begin
     assert memory[:misaligned] == b"\xaa" * misaligned
     assert memory[after : after + ALIGN] == b"\xaa" * ALIGN
@@ -111,9 +101,9 @@ def test_reads_leave_no_second_copy_in_the_page_cache(reader: FileReader, memory
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
     assert resident_pages(Path(reader.path)) == 0
-    reader.read_into(memory, 0, NBYTES, 2**20)
+    reader.read_into(memory, 0, NBYTES)
     assert resident_pages(Path(reader.path)) == 0
-    reader.read_into(memory, 2**20, 2**20 + 100, 2**18)
+    reader.read_into(memory, 2**20, 2**20 + 100)
     reader.read_rows([(offset, 5000) for offset in range(100, NBYTES - 5000, 300_000)], memory)
     assert resident_pages(Path(reader.path)) == 0
 
@@ -135,7 +125,7 @@ def test_rows_past_the_end(reader: FileReader, memory: memoryview) -> None:
 def test_a_file_truncated_while_open(reader: FileReader, memory: memoryview, left: int) -> None:
     os.truncate(reader.path, left)
     with pytest.raises(ReadFailed, match=f"{reader.path} ends at byte {left}, it was {NBYTES}"):
-        reader.read_into(memory, 0, NBYTES, 2**20)
+        reader.read_into(memory, 0, NBYTES)
 
 
 def test_a_disk_that_fails(memory: memoryview, file: Path) -> None:

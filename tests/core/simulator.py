@@ -338,19 +338,24 @@ class Simulation:
         if not loader.alive or loader.hung:
             return
         for action in loader.mind.handle(message, self.now):
-            if isinstance(action, loading.ReadRange):
-                self.later(self.now + int(self.random() * self.read_ns), self.range_lands, (loader, action))
+            if isinstance(action, loading.Read):
+                self.range_is_read(loader, action.load, 0)
             elif isinstance(action, loading.Send):
                 self.loader_says(loader, action.message)
 
-    def range_lands(self, argument: tuple[Loader, loading.ReadRange]) -> None:
-        loader, read = argument
+    def range_is_read(self, loader: Loader, load: LoadUnit, index: int) -> None:
+        """One after the other of a load, while those of the next one are read beside them."""
+        self.later(self.now + int(self.random() * self.read_ns), self.range_lands, (loader, load, index))
+
+    def range_lands(self, argument: tuple[Loader, LoadUnit, int]) -> None:
+        loader, load, index = argument
         if loader.gone:
             return
-        where = read.base + read.range.at
+        read = load.ranges[index]
+        where = load.base + read.at
         memory = self.memory[where // PIECES]
         assert memory is not None, "a read landed in a slot that was given back"
-        memory[where % PIECES] = (read.range.offset, read.ticket)
+        memory[where % PIECES] = (read.offset, load.ticket)
         if not loader.alive or loader.hung:
             return
         chaos, chance = self.chaos, self.random()
@@ -363,11 +368,15 @@ class Simulation:
             self.later(self.now + LIMITS.soft_ns + int(self.random() * 300 * MS), self.range_lands, argument)
         elif chance - chaos.nap < chaos.read_error:
             loader.counter += 1
-            self.bad_units.add(read.range.offset // PIECES)
-            self.loader_hears((loader, loading.RangeFailed(read.ticket, ReadFailed.exit_code, "input/output error")))
+            self.bad_units.add(read.offset // PIECES)
+            broken = loading.LoadBroken(load.ticket, ReadFailed.exit_code, "input/output error")
+            self.loader_hears((loader, broken))
         else:
             loader.counter += 1
-            self.loader_hears((loader, loading.RangeRead(read.ticket, 1, True)))
+            if index + 1 < len(load.ranges):
+                self.range_is_read(loader, load, index + 1)
+            else:
+                self.loader_hears((loader, loading.LoadRead(load.ticket, True, self.now)))
 
     def die(self, loader: Loader) -> None:
         """The process dies now; its read in flight lands until the kernel says so."""

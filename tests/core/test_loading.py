@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hermes_mp.core.loading import Exit, Loading, Open, OpenFailed, RangeFailed, RangeRead, ReadRange, Send
+from hermes_mp.core.loading import Exit, LoadBroken, Loading, LoadRead, Open, OpenFailed, Read, Send
 from hermes_mp.errors import BadMessage, CheckpointBroken, ReadFailed
 from hermes_mp.messages import (
     Epoch,
@@ -40,51 +40,52 @@ def loading() -> Loading:
     return mind
 
 
-def test_a_unit_is_read_range_by_range(loading: Loading) -> None:
-    assert loading.handle(order(5, FIRST, SECOND), 10) == [ReadRange(Ticket(5), FIRST, 64, 64)]
-    assert loading.handle(RangeRead(Ticket(5), 40, True), 20) == [ReadRange(Ticket(5), SECOND, 64, 64)]
-    assert loading.handle(RangeRead(Ticket(5), 20, False), 30) == [
-        Send(UnitLoaded(LoaderNo(1), Epoch(3), Ticket(5), 60, False, 10, 30))
-    ]
+def loaded(ticket: int, nbytes: int, direct: bool, started_ns: int, ended_ns: int) -> Send:
+    return Send(UnitLoaded(LoaderNo(1), Epoch(3), Ticket(ticket), nbytes, direct, started_ns, ended_ns))
 
 
-def test_a_second_order_queues_and_starts_its_own_clock(loading: Loading) -> None:
+def test_a_unit_is_read_and_told(loading: Loading) -> None:
+    assert loading.handle(order(5, FIRST, SECOND), 10) == [Read(order(5, FIRST, SECOND))]
+    assert loading.handle(LoadRead(Ticket(5), False, 12), 30) == [loaded(5, 60, False, 12, 30)]
+
+
+def test_two_loads_are_read_side_by_side_and_their_times_add_up(loading: Loading) -> None:
     loading.handle(order(5, FIRST), 10)
-    assert loading.handle(order(6, SECOND), 11) == []
-    assert loading.handle(RangeRead(Ticket(5), 40, True), 20) == [
-        Send(UnitLoaded(LoaderNo(1), Epoch(3), Ticket(5), 40, True, 10, 20)),
-        ReadRange(Ticket(6), SECOND, 64, 64),
-    ]
-    assert loading.handle(RangeRead(Ticket(6), 20, True), 30) == [
-        Send(UnitLoaded(LoaderNo(1), Epoch(3), Ticket(6), 20, True, 20, 30))
-    ]
+    assert loading.handle(order(6, SECOND), 11) == [Read(order(6, SECOND))]
+    assert loading.handle(LoadRead(Ticket(5), True, 10), 20) == [loaded(5, 40, True, 10, 20)]
+    assert loading.handle(LoadRead(Ticket(6), True, 15), 30) == [loaded(6, 20, True, 20, 30)]
+
+
+def test_the_second_load_may_end_first(loading: Loading) -> None:
+    loading.handle(order(5, FIRST), 10)
+    loading.handle(order(6, SECOND), 11)
+    assert loading.handle(LoadRead(Ticket(6), True, 15), 20) == [loaded(6, 20, True, 15, 20)]
+    assert loading.handle(LoadRead(Ticket(5), True, 10), 21) == [loaded(5, 40, True, 20, 21)]
 
 
 def test_a_repeated_or_old_order_is_dropped(loading: Loading) -> None:
     loading.handle(order(5, FIRST), 10)
     assert loading.handle(order(5, FIRST), 11) == []
-    loading.handle(RangeRead(Ticket(5), 40, True), 20)
+    loading.handle(LoadRead(Ticket(5), True, 11), 20)
     assert loading.handle(order(5, FIRST), 21) == []
     assert loading.handle(order(4, FIRST), 22) == []
     assert loading.handle(order(6, FIRST, epoch=2), 23) == []
-    assert loading.handle(order(6, FIRST), 24) == [ReadRange(Ticket(6), FIRST, 64, 64)]
+    assert loading.handle(order(6, FIRST), 24) == [Read(order(6, FIRST))]
 
 
-def test_a_repeated_read_is_counted_once(loading: Loading) -> None:
+def test_the_end_of_a_load_is_told_once(loading: Loading) -> None:
     loading.handle(order(5, FIRST), 10)
-    loading.handle(order(6, FIRST, SECOND), 10)
-    loading.handle(RangeRead(Ticket(5), 40, True), 20)
-    assert loading.handle(RangeRead(Ticket(5), 40, True), 21) == []
-    assert loading.handle(RangeFailed(Ticket(5), 31, "old"), 21) == []
+    loading.handle(LoadRead(Ticket(5), True, 11), 20)
+    assert loading.handle(LoadRead(Ticket(5), True, 11), 21) == []
+    assert loading.handle(LoadBroken(Ticket(5), 31, "old"), 21) == []
 
 
-def test_a_failed_read_ends_the_unit_and_the_next_one_starts(loading: Loading) -> None:
+def test_a_load_that_breaks_is_told_and_the_next_one_goes_on(loading: Loading) -> None:
     loading.handle(order(5, FIRST, SECOND), 10)
     loading.handle(order(6, FIRST), 10)
-    assert loading.handle(RangeFailed(Ticket(5), ReadFailed.exit_code, "a.safetensors: input/output error"), 20) == [
-        *failed(5, 31, "a.safetensors: input/output error"),
-        ReadRange(Ticket(6), FIRST, 64, 64),
-    ]
+    text = "a.safetensors: input/output error"
+    assert loading.handle(LoadBroken(Ticket(5), ReadFailed.exit_code, text), 20) == failed(5, 31, text)
+    assert loading.handle(LoadRead(Ticket(6), True, 11), 30) == [loaded(6, 40, True, 11, 30)]
 
 
 @pytest.mark.parametrize(
@@ -108,29 +109,27 @@ def test_what_does_not_fit_is_refused_before_a_byte_is_read(
     loading: Loading, bad: LoadUnit, exit_code: int, text: str
 ) -> None:
     assert loading.handle(bad, 10) == failed(5, exit_code, text)
-    assert loading.handle(order(6, FIRST), 11) == [ReadRange(Ticket(6), FIRST, 64, 64)]
+    assert loading.handle(order(6, FIRST), 11) == [Read(order(6, FIRST))]
 
 
 def test_the_edges_fit(loading: Loading) -> None:
     edge = Range(0, 936, 64, 0)
-    assert loading.handle(order(5, edge, base=960), 0) == [ReadRange(Ticket(5), edge, 960, 64)]
+    assert loading.handle(order(5, edge, base=960), 0) == [Read(order(5, edge, base=960))]
 
 
 def test_a_file_that_could_not_be_opened_fails_its_units_until_it_is_named_again(loading: Loading) -> None:
     assert loading.handle(OpenFailed(0, CheckpointBroken.exit_code, "a.safetensors: no such file"), 1) == []
     assert loading.handle(order(5, FIRST), 10) == failed(5, 12, "a.safetensors: no such file")
     loading.handle(FILE, 11)
-    assert loading.handle(order(6, FIRST), 12) == [ReadRange(Ticket(6), FIRST, 64, 64)]
+    assert loading.handle(order(6, FIRST), 12) == [Read(order(6, FIRST))]
 
 
-def test_stop_ends_at_once_when_idle_and_after_the_load_when_busy(loading: Loading) -> None:
+def test_stop_ends_at_once_when_idle_and_after_what_was_ordered_when_busy(loading: Loading) -> None:
     loading.handle(order(5, FIRST), 10)
     loading.handle(order(6, FIRST), 11)
     assert loading.handle(StopLoader(), 12) == []
     assert loading.handle(order(7, FIRST), 13) == []
-    assert loading.handle(RangeRead(Ticket(5), 40, True), 20) == [
-        Send(UnitLoaded(LoaderNo(1), Epoch(3), Ticket(5), 40, True, 10, 20)),
-        Exit(),
-    ]
+    assert loading.handle(LoadRead(Ticket(5), True, 10), 20) == [loaded(5, 40, True, 10, 20)]
+    assert loading.handle(LoadBroken(Ticket(6), 31, "no"), 21) == [*failed(6, 31, "no"), Exit()]
     idle = Loading(LoaderNo(1), Epoch(3), 1024)
     assert idle.handle(StopLoader(), 0) == [Exit()]

@@ -1,0 +1,196 @@
+"""A loader's threads, which read: of the loads that they are given, in that order, each takes the next piece.
+
+While one piece is on its way another is asked for already, of the same load or of the next: the disk does not rest
+while a thread that was woken up waits for a core. `preadv` leaves the interpreter to the others.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hermes_mp.core.layout import ALIGN
+from hermes_mp.core.loading import LoadBroken, LoadRead
+from hermes_mp.errors import MachineError
+from hermes_mp.host.arena import Arena
+from hermes_mp.host.reading import FileReader
+from hermes_mp.messages import LoadUnit, Ticket
+
+READERS = 2
+PIECES = 3  # of a load, at least: two that begin and end together would let the disk rest between two loads
+LEAST_PIECE_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """`chunk_nbytes`: at most so much is asked for at once."""
+
+    reader: FileReader
+    chunk_nbytes: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`nbytes` from `offset` of the file go to byte `at` of the arena, where `room` bytes may be written."""
+
+    file: FileReader
+    offset: int
+    nbytes: int
+    at: int
+    room: int
+
+
+@dataclass
+class _Reading:
+    ticket: Ticket
+    waiting: deque[Piece]
+    left: int  # pieces that are not read
+    direct: bool = True
+    started_ns: int = 0
+    failure: MachineError | None = None
+
+
+class Readers:
+    """`fd` is readable when loads have ended; `on_piece` hears of every piece, one call at a time.
+
+    The threads end with the process, if not closed before: a read that hangs must not keep it.
+    """
+
+    def __init__(self, arena: Arena, on_piece: Callable[[], None]) -> None:
+        self._arena = arena
+        self._on_piece = on_piece
+        lock = threading.Lock()  # of all that follows
+        self._work = threading.Condition(lock)
+        self._idle = threading.Condition(lock)
+        self._loads: deque[_Reading] = deque()  # those with pieces that wait, the oldest first
+        self._under_way = 0  # loads that have not ended
+        self._ended: list[LoadRead | LoadBroken] = []
+        self._bug: BaseException | None = None
+        self._closed = False
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(READERS)]
+        for thread in self._threads:
+            thread.start()
+
+    def read(self, load: LoadUnit, files: dict[int, OpenedFile]) -> None:
+        """Read `load`, whose ranges lie in its room and in `files`, after all others."""
+        pieces = cut(load, files)
+        with self._work:
+            self._under_way += 1
+            if pieces:
+                self._loads.append(_Reading(load.ticket, deque(pieces), len(pieces)))
+                self._work.notify_all()
+            else:
+                self._end(LoadRead(load.ticket, True, time.monotonic_ns()))
+
+    def ended(self) -> list[LoadRead | LoadBroken]:
+        """The loads that have ended since this was asked last. Raises what a thread met that is a bug."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return []
+        with self._idle:
+            if self._bug is not None:
+                raise self._bug
+            ended, self._ended = self._ended, []
+            return ended
+
+    def settle(self) -> None:
+        """Wait until nothing is read."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._under_way or self._bug)
+
+    def close(self) -> None:
+        """Once all has ended: end the threads and close `fd`."""
+        self.settle()
+        with self._work:
+            self._closed = True
+            self._work.notify_all()
+        for thread in self._threads:
+            thread.join()
+        os.close(self.fd)
+
+    def _run(self) -> None:
+        done: tuple[_Reading, Piece, MachineError | None] | None = None
+        try:
+            while (following := self._next(done)) is not None:
+                done = *following, self._read(following[1])
+        except BaseException as error:
+            with self._idle:
+                self._bug = error
+                self._idle.notify_all()
+                os.eventfd_write(self.fd, 1)
+
+    def _next(self, done: tuple[_Reading, Piece, MachineError | None] | None) -> tuple[_Reading, Piece] | None:
+        """Put down what was done, and take the next piece, once there is one; None when closed."""
+        with self._work:
+            if done is not None:
+                self._put_down(*done)
+            self._work.wait_for(lambda: self._loads or self._closed)
+            if not self._loads:
+                return None
+            load = self._loads[0]
+            load.started_ns = load.started_ns or time.monotonic_ns()
+            piece = load.waiting.popleft()
+            if not load.waiting:
+                self._loads.popleft()
+            return load, piece
+
+    def _put_down(self, load: _Reading, piece: Piece, failure: MachineError | None) -> None:
+        self._on_piece()
+        load.left -= 1
+        load.direct = load.direct and piece.file.direct
+        if failure is not None:
+            load.failure = load.failure or failure
+            if load.waiting:  # nobody needs the rest
+                load.left -= len(load.waiting)
+                load.waiting.clear()
+                self._loads.remove(load)
+        if load.left:
+            return
+        if load.failure is None:
+            self._end(LoadRead(load.ticket, load.direct, load.started_ns))
+        else:
+            self._end(LoadBroken(load.ticket, load.failure.exit_code, str(load.failure)))
+
+    def _end(self, ended: LoadRead | LoadBroken) -> None:
+        self._under_way -= 1
+        self._ended.append(ended)
+        self._idle.notify_all()
+        os.eventfd_write(self.fd, 1)
+
+    def _read(self, piece: Piece) -> MachineError | None:
+        with self._arena.view(piece.at, piece.room) as buffer:
+            try:
+                piece.file.read_into(buffer, piece.offset, piece.nbytes)
+            except MachineError as error:
+                return error
+        return None
+
+
+def cut(load: LoadUnit, files: dict[int, OpenedFile]) -> Sequence[Piece]:
+    """The load's ranges in pieces, as large as its files' chunks at most, and so small that there are several.
+
+    The read of a file's last block may write past its range, up to the next multiple of ALIGN: never further.
+    """
+    share = sum(one.nbytes for one in load.ranges) // PIECES
+    several = max(LEAST_PIECE_NBYTES, _aligned_up(share))
+    pieces = []
+    for one in load.ranges:
+        file = files[one.file]
+        most = max(ALIGN, min(several, file.chunk_nbytes) // ALIGN * ALIGN)
+        end = min(_aligned_up(one.at + one.nbytes), load.room)
+        for done in range(0, one.nbytes, most):
+            nbytes = min(most, one.nbytes - done)
+            at = one.at + done
+            room = end - at if done + nbytes == one.nbytes else nbytes
+            pieces.append(Piece(file.reader, one.offset + done, nbytes, load.base + at, room))
+    return pieces
+
+
+def _aligned_up(offset: int) -> int:
+    return -(-offset // ALIGN) * ALIGN
