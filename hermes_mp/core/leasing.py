@@ -1,10 +1,11 @@
 """Compute's mind: which units it wants, holds and must return. It knows no socket, no torch and no slot's content.
 
 Around a module's forward the hooks call `want`, `begin`, `done`. The next unit is asked for as a guess while the
-present one computes; where the present one had come before the last was done, with the return of the last. A wrong
-guess costs a read, never an answer: it is returned unused, at once where compute holds it already, else when it
-arrives. A resident is kept once it was used: binding it again costs no message, until it is recalled. Compute is
-single-threaded: it waits for one unit at a time, but may hold several.
+present one computes; where the present one had come before the last was done, with the return of the last. Who waits
+for its own guess says so only after a while (`remind`): it is on its way. A wrong guess costs a read, never an answer:
+it is returned unused, at once where compute holds it already, else when it arrives. A resident is kept once it was
+used: binding it again costs no message, until it is recalled. Compute is single-threaded: it waits for one unit at a
+time, but may hold several.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _Lease:
 
 
 class Leasing:
-    """Calls must follow `want` -> (`held`) -> `begin` -> `done`; pairs of different units may nest."""
+    """Calls must follow `want` -> (`held`, `remind`) -> `begin` -> `done`; pairs of different units may nest."""
 
     def __init__(self, units: int, more: bool = False) -> None:
         self._units = self._expected = units
@@ -58,6 +59,7 @@ class Leasing:
         self._last_ticket = Ticket(0)
         self._waiting: UnitNo | None = None
         self._asked_ns = 0
+        self._told = False  # that compute waits for `_waiting`
         self._asked_again = False
         self._guess: UnitNo | None = None
 
@@ -72,10 +74,10 @@ class Leasing:
         return lease is not None and lease.keep
 
     def want(self, unit: UnitNo, now_ns: int) -> list[Action]:
-        """Compute needs the unit now: return what it guessed wrong, and ask unless the unit is here.
+        """Compute needs the unit now: return what it guessed wrong, and ask unless the unit is here or was asked for.
 
-        If `held` says None afterwards, handle messages until it does not, or until `GiveUp`; if an exception (Ctrl-C)
-        ends that wait, call `abandon`.
+        If `held` says None afterwards, handle messages until it does not, or until `GiveUp`, and `remind` where none
+        comes; if an exception (Ctrl-C) ends that wait, call `abandon`.
         """
         lease = self._leases.get(unit)
         ahead = None if lease is None else self._following(unit)  # whoever waits holds no slot on a guess
@@ -84,14 +86,21 @@ class Leasing:
             for other in list(self._leases.values())
             if not (other.binds or other.keep) and other.ready.unit not in (unit, ahead)
         ]
-        if self._guess != ahead:
+        if self._guess not in (ahead, unit):
             self._guess = None
-        self._waiting, self._asked_ns, self._asked_again = unit, now_ns, False
-        if lease is None:
-            actions.append(Send(AskUnit(unit, waiting=True)))
-        else:
+        self._waiting, self._asked_ns, self._told, self._asked_again = unit, now_ns, False, False
+        if lease is not None:
             self._arrived(lease)
+        elif self._guess is None:
+            actions += self.remind()
         return actions
+
+    def remind(self) -> list[Action]:
+        """Compute has waited for a while: say so, once, should what it guessed have no claim to a slot."""
+        if self._waiting is None or self._told:
+            return []
+        self._told = True
+        return [Send(AskUnit(self._waiting, waiting=True))]
 
     def handle(self, message: UnitReady | RecallUnit | UnitFailed, now_ns: int) -> list[Action]:
         if isinstance(message, RecallUnit):
@@ -122,7 +131,7 @@ class Leasing:
         lease = self._leases[message.unit] = _Lease(message)
         if message.unit == self._waiting:
             self._arrived(lease)
-        else:
+        if message.unit == self._guess:
             self._guess = None
         return []
 

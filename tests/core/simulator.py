@@ -426,6 +426,10 @@ class Simulation:
             assert action.exit_code == LoadersLost.exit_code
             assert self.lost
 
+    def remind(self, wait_no: int) -> None:
+        if self.waits is not None and wait_no == self.wait_no:
+            self.compute_does(self.leasing.remind())
+
     def impatient(self, wait_no: int) -> None:
         if self.waits is not None and self.wait_no == wait_no:
             self.waits = None
@@ -477,6 +481,7 @@ class Simulation:
                 self.waits = value
                 self.wait_no += 1
                 self.compute_does(self.leasing.want(UnitNo(value), self.now))
+                self.later(self.now + 10 * MS, self.remind, self.wait_no)
                 if patience_ns:
                     self.later(self.now + patience_ns, self.impatient, self.wait_no)
                 continue

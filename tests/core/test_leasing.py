@@ -110,10 +110,13 @@ def test_a_guess_that_is_late_is_waited_for() -> None:
     mind = Leasing(3)
     hold(mind, 0, 1)
     mind.done(UnitNo(0), 90)
-    assert want(mind, 1, 100) == [ask(1)]
+    assert want(mind, 1, 100) == [], "it was asked for"
+    assert mind.remind() == [ask(1)]
+    assert mind.remind() == []
     assert mind.handle(ready(2, 1), 140) == []
     assert mind.handle(ready(2, 1), 141) == []  # the daemon answered guess and ask
-    mind.begin(UnitNo(1), 150)
+    assert mind.remind() == [], "nobody waits"
+    assert mind.begin(UnitNo(1), 150) == [ask(2, waiting=False)]
     assert mind.done(UnitNo(1), 160) == [done(2, 100, 150, 160)]
 
 
@@ -322,7 +325,7 @@ def test_the_next_unit_that_is_not_kept_is_guessed() -> None:
 
 def test_a_kept_unit_is_no_wrong_guess() -> None:
     mind = keeping(4, (1,))
-    assert want(mind, 2, 10) == [ask(2)]
+    assert want(mind, 2, 10) == [], "it is the guess that was made last"
     assert mind.keeps(UnitNo(1))
 
 
