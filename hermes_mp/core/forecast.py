@@ -6,7 +6,6 @@ pass too; readers that are busy at once share the disk. Times come from `core.pr
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ class Flow:
     """What is simulated. `reads`: bytes of every streamed unit; `holds`: seconds compute holds its slot; `gaps`:
     seconds of residents until compute wants the next streamed unit. `lead_s` comes before the first of them.
 
-    `rates[n]`: bytes per second of n busy readers together. `slow_compute`, `slow_reads`: how many times as long the
-    one takes while the other goes on. `read_s` passes from a slot that is free to the first byte asked of the disk, and
-    at least `rest_s` from the end of a loader's read to the beginning of its next, `idle_rest_s` where compute waits
-    and leaves it a core. `taken_s`: what daemon and loader take of computing with every unit, except while compute
-    waits. `orders`: that one loader may have at once.
+    `rates[n]`: bytes per second of n busy loaders together. `slow_compute`, `slow_reads`: how many times as long the
+    one takes while the other goes on. `read_s` passes from a slot that is free to the first byte asked of the disk; a
+    loader that has its next order goes on at once. `taken_s`: what daemon and loader take of computing with every unit,
+    except while compute waits. `orders`: that one loader may have at once.
     """
 
     reads: Sequence[float]
@@ -38,8 +36,6 @@ class Flow:
     read_s: float
     slow_compute: float = 1.0
     slow_reads: float = 1.0
-    rest_s: float = 0.0
-    idle_rest_s: float = 0.0
     taken_s: float = 0.0
     orders: int = Limits().orders
 
@@ -84,16 +80,13 @@ def _passes(flow: Flow) -> Iterator[Pass]:
     now = began = stalled = 0.0
     starting: deque[tuple[float, int]] = deque()  # reads ordered, whose first byte is still to come: (when, which)
     left: list[float] = []  # bytes left of the reads that go on
-    resting: list[float] = []  # loaders between two reads: until when, the first to end first
     which: list[int] = []
     loaded: set[int] = set()
     started = released = 0  # numbers of streamed units, counted over all passes
     wanted = 0  # the streamed unit that compute wants or holds
     work, phase = flow.lead_s, 0  # phase 0: before it asks for `wanted`; 1: waits for it; 2: holds it
     while True:
-        while resting and resting[0] <= now + 1e-12:
-            resting.pop(0)
-        while starting and starting[0][0] <= now + 1e-12 and len(left) + len(resting) < loaders:
+        while starting and starting[0][0] <= now + 1e-12 and len(left) < loaders:
             unit = starting.popleft()[1]
             left.append(reads[unit % count])
             which.append(unit)
@@ -110,10 +103,8 @@ def _passes(flow: Flow) -> Iterator[Pass]:
         for index in range(busy):
             if speeds[index]:
                 step = min(step, left[index] / speeds[index])
-        if starting and busy + len(resting) < loaders:
+        if starting and busy < loaders:
             step = min(step, max(0.0, starting[0][0] - now))
-        elif starting and resting:
-            step = min(step, resting[0] - now)
         now += step
         if phase == 1:
             stalled += step
@@ -125,7 +116,6 @@ def _passes(flow: Flow) -> Iterator[Pass]:
                 rest = left[index] - step * speeds[index]
                 if rest <= 1e-3:
                     loaded.add(which[index])
-                    insort(resting, now + (flow.idle_rest_s if phase == 1 else flow.rest_s))
                     work += 0.0 if phase == 1 else flow.taken_s
                 else:
                     left[keep], which[keep] = rest, which[index]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from hermes_mp.errors import BadMessage, CheckpointBroken
 from hermes_mp.messages import Epoch, LoaderNo, LoadFailed, LoadUnit, OpenFile, StopLoader, Ticket, UnitLoaded
 
+READERS = 2  # of a loader: it asks for the next bytes before the last ones have come
+
 # --- events of the shell
 
 

@@ -24,6 +24,7 @@ from hermes_mp.core.budget import (
     slot_cost,
 )
 from hermes_mp.core.forecast import Flow, Pass, simulate
+from hermes_mp.core.loading import READERS
 from hermes_mp.core.profile import DeviceProfile, Granularity, ModelProfile
 from hermes_mp.core.residents import choose_residents, window_for
 from hermes_mp.errors import BudgetTooSmall
@@ -31,18 +32,13 @@ from hermes_mp.messages import UnitNo
 
 MOST_LOADERS = 6
 TOLERANCE = 0.004  # a forecast that is better by less is no better: then fewer loaders and larger units win
-LOADER_SHARE, LOADER_S = 0.004, 0.001  # one more loader is to save so much of a pass, and so many seconds
+LOADER_SHARE, LOADER_S = 0.02, 0.001  # one more loader is to save so much of a pass, and so many seconds
 SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eighth more
-# By 15 runs of a model with units of 6 to 48 MiB, 1 to 3 loaders and 2 to 28 slots, on two cores of a shared x86-64
-# machine: on the disk as it is forecasts were off by 6 % on average with these, by 14 % without, too short with small
-# units. With a cap they are too long by what the disk's profile is too low. UNIT_S and TAKEN_S are of later.
-UNIT_S = 0.0005  # of compute, per streamed unit: to ask for it, bind it and give it back
-# What daemon and loader take, per unit, of the cores that compute is at work on: its threads wait for each other. With
-# both: 1.6 to 2.0 ms by runs of ViT-Large with units of 4 to 16 MiB beside plain transformers, waits not taken out.
-TAKEN_S = 0.0011
-ORDER_S = 0.001  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
-REST_S = 0.0016  # of a loader from one unit to its next, which it knows already: it waits for a core,
-IDLE_REST_S = 0.0008  # or for less of one, where compute waits for weights
+# By 20 runs of BERT-Large under 500 and 900 MB, with units of 6 to 24 MiB, 1 to 3 loaders and 3 to 9 slots, on two
+# cores of a shared x86-64 machine and its disk as it is: forecasts were off by 4 % (root of the mean square).
+UNIT_S = 0.0001  # of compute, per streamed unit: to ask for it, bind it and give it back
+TAKEN_S = 0.0004  # what daemon and loader take, per unit, of the cores that compute is at work on: its threads wait
+ORDER_S = 0.004  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
 READ_S = 0.0002  # of the disk, per unit: not busy, or not with all readers, whatever their number
 LOADER_AT_WORK, DAEMON_AT_WORK = 11 << 20, 18 << 20  # what `DAEMON_NBYTES` and `LOADER_NBYTES` are the most of
 BOUND_BY_COMPUTE, BOUND_BY_DISK, BOUND_BY_WINDOW = "compute", "disk", "window"
@@ -220,10 +216,10 @@ def _largest_first(model: ModelProfile) -> list[Granularity]:
 
 
 def _ways(device: DeviceProfile, loaders: int) -> list[tuple[tuple[int, bool], tuple[float, ...]]]:
-    """Ways to read, without those that another one beats however many readers are busy."""
+    """Ways to read, without those that another one beats however many loaders are busy."""
     kept: list[tuple[tuple[int, bool], tuple[float, ...]]] = []
     for way in device.ways():
-        rates = device.by_readers(*way, loaders)
+        rates = device.by_readers(*way, READERS * loaders)[::READERS]
         if any(all(a <= b for a, b in zip(rates, other, strict=True)) for _, other in kept):
             continue
         kept = [one for one in kept if not all(b <= a for a, b in zip(rates, one[1], strict=True))]
@@ -290,7 +286,7 @@ def _flow(choice: _Choice, model: ModelProfile, device: DeviceProfile, first: bo
     slots = choice.slots if first else choice.window  # on the first pass residents are read like all the others,
     return Flow(  # and what is yet to come may lie in every slot
         reads, holds, gaps, lead_s, choice.rates, max(1, slots), device.read_s + ORDER_S,
-        1 + model.beside_compute, 1 + model.beside_read, REST_S, IDLE_REST_S, TAKEN_S,
+        1 + model.beside_compute, 1 + model.beside_read, TAKEN_S,
     )  # fmt: skip
 
 

@@ -14,13 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hermes_mp.core.layout import ALIGN
-from hermes_mp.core.loading import LoadBroken, LoadRead
+from hermes_mp.core.loading import READERS, LoadBroken, LoadRead
 from hermes_mp.errors import MachineError
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
 from hermes_mp.messages import LoadUnit, Ticket
 
-READERS = 2
 PIECES = 3  # of a load, at least: two that begin and end together would let the disk rest between two loads
 LEAST_PIECE_NBYTES = 1 << 20
 

@@ -27,9 +27,6 @@ def flow(units: int = 10, nbytes: float = 100.0, hold_s: float = 1.0, rates: tup
         (flow(hold_s=0.5, read_s=0.8), 11.5, 6.5),  # unless that takes longer than the read: with two slots
         (flow(hold_s=0.5, read_s=0.8, window=3), 10.0, 5.0),
         (flow(hold_s=0.5, read_s=0.8, window=3, orders=1), 18.0, 13.0),  # it waits for every order
-        (flow(hold_s=0.5, rest_s=0.3, idle_rest_s=0.3, window=3), 13.0, 8.0),  # one loader rests after every read
-        (flow(hold_s=0.5, rest_s=0.3, idle_rest_s=0.1, window=3), 11.0, 6.0),  # for less where compute waits
-        (flow(hold_s=0.5, rest_s=0.3, idle_rest_s=0.3, rates=(0.0, 100.0, 100.0), window=4), 10.0, 5.0),  # not both
         (flow(hold_s=0.1, rates=(0.0, 100.0, 200.0), window=3), 5.0, 4.0),  # two loaders, each of its own rate
         (flow(hold_s=0.5, lead_s=3.0), 12.0, 4.0),  # in the lead two units are read, then the window is full
         (flow(hold_s=0.5, lead_s=3.0, window=3), 11.0, 3.0),  # nine reads are still to come

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hermes_mp.core import planner
 from hermes_mp.core.budget import slot_cost
+from hermes_mp.core.loading import READERS
 from hermes_mp.core.planner import TOLERANCE, Plan, everything_fits, plan, shares, smallest_budget, table
 from hermes_mp.core.profile import ASSUMED_DEVICE, DeviceProfile, Granularity, ModelProfile, ReadRate, UnitCost
 from hermes_mp.errors import BudgetTooSmall
@@ -59,7 +60,7 @@ def brute_force(device: DeviceProfile, model: ModelProfile, budget: int) -> floa
             slots = shares(budget, one, loaders).slots
         except BudgetTooSmall:
             continue
-        rates = device.by_readers(chunk, direct, loaders)
+        rates = device.by_readers(chunk, direct, READERS * loaders)[::READERS]
         if loaders > 1 and slots <= loaders:
             continue
         for window in range(min(loaders + 1, slots), slots + 1):
