@@ -44,8 +44,8 @@ class Loader:
     def run(self) -> None:
         """Work until told to stop; raises DaemonLost when there is nobody left to tell."""
         while True:
-            self._link.wait(None, (self._readers.fd,))
-            for ended in self._readers.ended():
+            _, ready = self._link.wait(None, (self._readers.fd,))
+            for ended in self._readers.ended() if ready else ():
                 if not self._handle(ended):
                     return
             while (message := self._link.receive(0)) is not None:

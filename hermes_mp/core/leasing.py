@@ -114,6 +114,7 @@ class Leasing:
                 self._asked_again = True
                 return [Send(AskUnit(message.unit, waiting=True))]
             self._waiting = None
+            self._guess = None if self._guess == message.unit else self._guess
             return [GiveUp(message.unit, message.exit_code, message.text)]
         lease = self._leases.get(message.unit)
         if lease is not None and lease.ready.ticket == message.ticket:

@@ -16,7 +16,7 @@ from hermes_mp.messages import Epoch, LoaderNo, LoadFailed, Ticket, UnitLoaded
 
 
 class Loader:
-    """One incarnation of a loader; `slots` are those it is to fill, in this order."""
+    """One incarnation of a loader; `slots` are those it is to fill, the one that was ordered first comes first."""
 
     __slots__ = ("counter", "epoch", "killed", "nbytes", "number", "progress_ns", "slots")
 
@@ -91,11 +91,12 @@ class Loaders:
         slot = None if loader is None else next((one for one in loader.slots if one.ticket == news.ticket), None)
         if loader is None or slot is None:
             return None
-        del loader.nbytes[loader.slots.index(slot)]
-        loader.slots.remove(slot)
-        loader.progress_ns = now_ns
-        for left in loader.slots:
-            left.late = False
+        position = loader.slots.index(slot)
+        del loader.nbytes[position], loader.slots[position]
+        if position == 0:  # else an older load may be what hangs
+            loader.progress_ns = now_ns
+            for left in loader.slots:
+                left.late = False
         if not loader.killed:
             self._give_nothing_more(loader)
             self._put(loader)

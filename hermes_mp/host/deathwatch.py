@@ -37,7 +37,7 @@ class DeathWatch:
         """From now on SIGTERM ends this process quietly, and the kernel sends it when the parent dies.
 
         `clean_up` runs before that only if the parent is gone, or is within DYING_S: else cleaning up is the parent's.
-        Also for a parent that is gone already. Python runs it between two bytecodes, so a read in progress ends first.
+        Also for a parent that is gone already. Python runs it between two bytecodes of the main thread.
         """
 
         def end(number: int, frame: FrameType | None) -> None:

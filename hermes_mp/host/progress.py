@@ -1,4 +1,4 @@
-"""One counter per loader in shared memory, bumped at every chunk read: how the daemon sees a hang from outside.
+"""One counter per loader in shared memory, bumped at every piece read: how the daemon sees a hang from outside.
 
 Single writer per counter, one cache line each, 8 bytes written at once: no lock. Knows nothing of clocks.
 """

@@ -20,8 +20,8 @@ from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
 from hermes_mp.messages import LoadUnit, Ticket
 
-PIECES = 3  # of a load, at least: two that begin and end together would let the disk rest between two loads
-LEAST_PIECE_NBYTES = 1 << 20
+PIECES = 3  # of a load, where it is large enough: of two both threads would end at once, and the disk would rest
+LEAST_PIECE_NBYTES, MOST_PIECE_NBYTES = 1 << 20, 8 << 20  # two at once are as much as the daemon expects news of
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class _Reading:
 
 
 class Readers:
-    """`fd` is readable when loads have ended; `on_piece` hears of every piece, one call at a time.
+    """`fd` is readable when loads have ended; `on_piece` hears of every piece of the oldest load, one call at a time.
+
+    Of that one only, so that a piece that hangs is noticed while the other thread goes on with later loads.
 
     The threads end with the process, if not closed before: a read that hangs must not keep it.
     """
@@ -66,7 +68,7 @@ class Readers:
         self._work = threading.Condition(lock)
         self._idle = threading.Condition(lock)
         self._loads: deque[_Reading] = deque()  # those with pieces that wait, the oldest first
-        self._under_way = 0  # loads that have not ended
+        self._under_way: deque[_Reading] = deque()  # from the oldest load that has not ended on
         self._ended: list[LoadRead | LoadBroken] = []
         self._bug: BaseException | None = None
         self._closed = False
@@ -79,12 +81,14 @@ class Readers:
         """Read `load`, whose ranges lie in its room and in `files`, after all others."""
         pieces = cut(load, files)
         with self._work:
-            self._under_way += 1
+            reading = _Reading(load.ticket, deque(pieces), len(pieces))
+            self._under_way.append(reading)
             if pieces:
-                self._loads.append(_Reading(load.ticket, deque(pieces), len(pieces)))
+                self._loads.append(reading)
                 self._work.notify_all()
             else:
-                self._end(LoadRead(load.ticket, True, time.monotonic_ns()))
+                reading.started_ns = time.monotonic_ns()
+                self._end(reading)
 
     def ended(self) -> list[LoadRead | LoadBroken]:
         """The loads that have ended since this was asked last. Raises what a thread met that is a bug."""
@@ -140,7 +144,8 @@ class Readers:
             return load, piece
 
     def _put_down(self, load: _Reading, piece: Piece, failure: MachineError | None) -> None:
-        self._on_piece()
+        if load is self._under_way[0]:
+            self._on_piece()
         load.left -= 1
         load.direct = load.direct and piece.file.direct
         if failure is not None:
@@ -149,16 +154,16 @@ class Readers:
                 load.left -= len(load.waiting)
                 load.waiting.clear()
                 self._loads.remove(load)
-        if load.left:
-            return
-        if load.failure is None:
-            self._end(LoadRead(load.ticket, load.direct, load.started_ns))
-        else:
-            self._end(LoadBroken(load.ticket, load.failure.exit_code, str(load.failure)))
+        if not load.left:
+            self._end(load)
 
-    def _end(self, ended: LoadRead | LoadBroken) -> None:
-        self._under_way -= 1
-        self._ended.append(ended)
+    def _end(self, load: _Reading) -> None:
+        if load.failure is None:
+            self._ended.append(LoadRead(load.ticket, load.direct, load.started_ns))
+        else:
+            self._ended.append(LoadBroken(load.ticket, load.failure.exit_code, str(load.failure)))
+        while self._under_way and not self._under_way[0].left:
+            self._under_way.popleft()
         self._idle.notify_all()
         os.eventfd_write(self.fd, 1)
 
@@ -172,19 +177,20 @@ class Readers:
 
 
 def cut(load: LoadUnit, files: dict[int, OpenedFile]) -> Sequence[Piece]:
-    """The load's ranges in pieces, as large as its files' chunks at most, and so small that there are several.
+    """The load's ranges in pieces, as large as its files' chunks at most, so small that there are several, and alike.
 
     The read of a file's last block may write past its range, up to the next multiple of ALIGN: never further.
     """
-    share = sum(one.nbytes for one in load.ranges) // PIECES
-    several = max(LEAST_PIECE_NBYTES, _aligned_up(share))
+    share = -(-sum(one.nbytes for one in load.ranges) // PIECES)
+    several = min(max(LEAST_PIECE_NBYTES, _aligned_up(share)), MOST_PIECE_NBYTES)
     pieces = []
     for one in load.ranges:
         file = files[one.file]
         most = max(ALIGN, min(several, file.chunk_nbytes) // ALIGN * ALIGN)
+        each = _aligned_up(-(-one.nbytes // max(1, -(-one.nbytes // most)))) or ALIGN
         end = min(_aligned_up(one.at + one.nbytes), load.room)
-        for done in range(0, one.nbytes, most):
-            nbytes = min(most, one.nbytes - done)
+        for done in range(0, one.nbytes, each):
+            nbytes = min(each, one.nbytes - done)
             at = one.at + done
             room = end - at if done + nbytes == one.nbytes else nbytes
             pieces.append(Piece(file.reader, one.offset + done, nbytes, load.base + at, room))

@@ -136,10 +136,12 @@ def _model(traced: Traced, checkpoint: Checkpoint, told: Told, device: str) -> t
 def _estimated(traced: Traced, checkpoint: Checkpoint, told: Told) -> ModelProfile:
     model = traced.skeleton.model
     decoding = decodes(model)
+    images = model.main_input_name == "pixel_values"
     tokens = 1 if decoding else min(ESTIMATED_TOKENS, traced.positions)
-    again_s = seconds_per_byte(traced.skeleton.dtype, told.batch * tokens)
+    patches = max((shape[1] for shape in traced.trace.layers), default=tokens)
+    again_s = seconds_per_byte(traced.skeleton.dtype, told.batch * (patches if images else tokens))
     first_s = seconds_per_byte(traced.skeleton.dtype, told.batch * ESTIMATED_TOKENS) if decoding else again_s
-    base = settle(traced.skeleton.dtype, images=model.main_input_name == "pixel_values") + TO_COME_NBYTES
+    base = settle(traced.skeleton.dtype, images=images) + TO_COME_NBYTES
     base = -(-base // ROUNDED_NBYTES) * ROUNDED_NBYTES
     return ModelProfile(
         granularities=tuple(

@@ -205,6 +205,20 @@ def test_a_file_truncated_after_it_was_opened_is_told_and_the_loader_goes_on(rea
     assert any(isinstance(one, UnitLoaded) and one.ticket == 3 for one in news)
 
 
+def test_a_file_may_be_named_anew_while_it_is_read(ready: Daemon, weights: Path) -> None:
+    """As when the next plan reads in another way: what was ordered before is read by the old descriptor, or after."""
+    content = weights.read_bytes()
+    ready.arena.allocate(0, 32 * MIB)
+    file = OpenFile(0, str(weights), len(content))
+    for ticket in range(1, 9):
+        place = order(ticket, [Range(0, 0, 4 * MIB, 0)], base=(ticket % 2) * 8 * MIB, room=8 * MIB)
+        ready.tell(OpenFile(0, str(weights), len(content), 4096 * ticket, direct=ticket % 2 == 0), place)
+    ready.tell(file)
+    news = [ready.hear() for _ in range(8)]
+    assert all(isinstance(one, UnitLoaded) for one in news), news
+    assert ready.arena.view(0, 4 * MIB) == content[: 4 * MIB]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
 def test_signals(ready: Daemon, weights: Path, number: signal.Signals) -> None:
     """A terminal's Ctrl-C is the daemon's to handle; SIGTERM ends it quietly and leaves the run directory alone."""

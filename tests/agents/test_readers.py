@@ -14,7 +14,7 @@ from hermes_mp.core.layout import ALIGN
 from hermes_mp.core.loading import LoadBroken, LoadRead
 from hermes_mp.errors import ReadFailed
 from hermes_mp.host.arena import Arena
-from hermes_mp.host.readers import LEAST_PIECE_NBYTES, OpenedFile, Piece, Readers, cut
+from hermes_mp.host.readers import LEAST_PIECE_NBYTES, MOST_PIECE_NBYTES, OpenedFile, Piece, Readers, cut
 from hermes_mp.host.reading import FileReader
 from hermes_mp.messages import Epoch, LoadUnit, Range, Ticket, UnitNo
 
@@ -110,7 +110,6 @@ def test_two_pieces_are_on_their_way_at_once(
     reading.readers.read(load(1, Range(0, 0, 3 * MIB, 0)), files)
     reading.readers.read(load(2, Range(0, 0, 3 * MIB, 0), base=16 * MIB), files)
     assert [type(one) for one in reading.ended(2)] == [LoadRead, LoadRead]
-    assert reading.pieces == 6
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_of_it_left(reading: Reading, weights: Path, file: FileReader) -> None:
@@ -125,7 +124,54 @@ def test_what_cannot_be_read_is_told_and_the_rest_of_it_left(reading: Reading, w
     assert f"ends at byte {2 * MIB}" in broken.text
     assert isinstance(ended[Ticket(2)], LoadRead)
     assert reading.pieces < 7
-    reading.readers.settle()
+
+
+def hold(file: FileReader, offset: int, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Reads at `offset` set the first event, and wait for the second."""
+    begun, may_end = threading.Event(), threading.Event()
+    read = file.read_into
+
+    def held(buffer: memoryview, at: int, nbytes: int) -> None:
+        if at == offset:
+            begun.set()
+            assert may_end.wait(DEADLINE_S)
+        read(buffer, at, nbytes)
+
+    monkeypatch.setattr(file, "read_into", held)
+    return begun, may_end
+
+
+def test_a_load_is_broken_only_once_nothing_writes_to_its_slot(
+    reading: Reading, weights: Path, file: FileReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = hold(file, 0, monkeypatch)
+    os.truncate(weights, MIB)
+    reading.readers.read(load(1, Range(0, 0, 3 * MIB, 0)), {0: OpenedFile(file, MIB)})
+    reading.readers.read(load(2, Range(0, ALIGN, MIB // 2, 0), base=16 * MIB), {0: OpenedFile(file, MIB)})
+    assert begun.wait(DEADLINE_S)
+    (first,) = reading.ended(1)
+    assert first.ticket == 2, "the other thread has met the file's end, and has gone on"
+    assert isinstance(first, LoadRead)
+    may_end.set()
+    (second,) = reading.ended(1)
+    assert isinstance(second, LoadBroken)
+    assert second.ticket == 1
+
+
+def test_a_piece_that_hangs_is_not_hidden_by_later_loads(
+    reading: Reading, file: FileReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = hold(file, 0, monkeypatch)
+    files = {0: OpenedFile(file, MIB)}
+    reading.readers.read(load(1, Range(0, 0, MIB // 2, 0)), files)
+    for ticket in (2, 3, 4):
+        reading.readers.read(load(ticket, Range(0, MIB, 2 * MIB, 0), base=ticket * 4 * MIB), files)
+    assert begun.wait(DEADLINE_S)
+    assert {one.ticket for one in reading.ended(3)} == {2, 3, 4}
+    assert reading.pieces == 0, "nothing that the daemon would take for progress"
+    may_end.set()
+    assert [one.ticket for one in reading.ended(1)] == [1]
+    assert reading.pieces == 1
 
 
 def test_a_bug_in_a_thread_is_raised_where_its_owner_asks(
@@ -150,8 +196,11 @@ def test_a_load_is_cut_into_several_pieces_of_a_chunk_at_most(file: FileReader) 
         return [one.nbytes for one in cut(load(1, Range(0, 0, nbytes, 0)), {0: OpenedFile(file, chunk_nbytes)})]
 
     assert sizes(9 * MIB, 16 * MIB) == [3 * MIB] * 3
-    assert sizes(9 * MIB, 2 * MIB) == [2 * MIB] * 4 + [MIB]
-    assert sizes(MIB + ALIGN, 16 * MIB) == [LEAST_PIECE_NBYTES, ALIGN]
+    assert sizes(8 * MIB, 2 * MIB) == [2 * MIB] * 4
+    assert sizes(9 * MIB + 1, 16 * MIB) == [3 * MIB + ALIGN, 3 * MIB + ALIGN, 3 * MIB - 2 * ALIGN + 1]
+    assert sizes(LEAST_PIECE_NBYTES + ALIGN, 16 * MIB) == [MIB // 2 + ALIGN, MIB // 2], "none is tiny"
+    assert sizes(60 * MIB, 64 * MIB) == [60 * MIB // 8 // ALIGN * ALIGN] * 8
+    assert max(sizes(60 * MIB, 64 * MIB)) <= MOST_PIECE_NBYTES
     assert sizes(100, 16 * MIB) == [100]
     assert sizes(3 * ALIGN, ALIGN + 5) == [ALIGN] * 3
     assert sizes(2 * ALIGN, 1) == [ALIGN] * 2
@@ -166,4 +215,5 @@ def test_only_the_last_piece_of_a_range_has_room_for_the_rest_of_its_block(file:
     end = ALIGN + 2 * MIB + MIB + ALIGN
     assert pieces[-1].at + pieces[-1].room == end
     tight = cut(load(1, Range(0, 8 * MIB, MIB + 100, 0), room=MIB + 200), files)
-    assert tight[-1] == Piece(file, 9 * MIB, 100, MIB, 200)
+    half = MIB // 2 + ALIGN
+    assert tight[-1] == Piece(file, 8 * MIB + half, MIB + 100 - half, half, MIB + 200 - half)

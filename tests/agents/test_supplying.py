@@ -78,3 +78,30 @@ def test_a_resident_that_is_recalled_goes_while_the_caller_is_idle(hub: Hub) -> 
         assert not listener.is_alive()
         supply.close()
         os.close(alive)
+
+
+def test_who_waits_for_what_it_has_guessed_says_so_after_a_while(hub: Hub) -> None:
+    """Else nobody would read again what could not be read ahead."""
+    specs = tuple(UnitSpec(4096, (Range(0, 4096 * unit, 4096, 0),)) for unit in range(2))
+    with Arena.create(1 << 20) as arena:
+        alive = os.pidfd_open(os.getpid())
+        link: Link[ToCompute] = Link(hub.endpoint, COMPUTE, ToCompute, daemon_fd=alive)
+        supply = LinkedSupply(link, arena, os.getpid())
+        supply.use(UnitList((UnitFile("weights", 8192),), specs))
+        first = threading.Thread(target=supply.acquire, args=(0,))
+        first.start()
+        assert isinstance(hear(hub), ComputeStarted)
+        assert hear(hub) == AskUnit(UnitNo(0), waiting=True)
+        assert hub.send(COMPUTE, UnitReady(Ticket(1), UnitNo(0), 0))
+        first.join(DEADLINE_S)
+        assert hear(hub) == AskUnit(UnitNo(1), waiting=False)
+        supply.release(0, True)
+        assert isinstance(hear(hub), UnitDone)
+        second = threading.Thread(target=supply.acquire, args=(1,))
+        second.start()
+        assert hear(hub) == AskUnit(UnitNo(1), waiting=True)
+        assert hub.send(COMPUTE, UnitReady(Ticket(2), UnitNo(1), 0))
+        second.join(DEADLINE_S)
+        supply.release(1, True)
+        supply.close()
+        os.close(alive)
