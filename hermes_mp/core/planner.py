@@ -37,7 +37,7 @@ SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eight
 # By 20 runs of BERT-Large under 500 and 900 MB, with units of 6 to 24 MiB, 1 to 3 loaders and 3 to 9 slots, on two
 # cores of a shared x86-64 machine and its disk as it is: forecasts were off by 4 % (root of the mean square).
 UNIT_S = 0.0001  # of compute, per streamed unit: to ask for it, bind it and give it back
-TAKEN_S = 0.0004  # what daemon and loader take, per unit, of the cores that compute is at work on: its threads wait
+TAKEN_S = 0.0006  # what daemon and loader take, per unit, of the cores that compute is at work on: its threads wait
 ORDER_S = 0.004  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
 READ_S = 0.0002  # of the disk, per unit: not busy, or not with all readers, whatever their number
 LOADER_AT_WORK, DAEMON_AT_WORK = 11 << 20, 18 << 20  # what `DAEMON_NBYTES` and `LOADER_NBYTES` are the most of

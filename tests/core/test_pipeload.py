@@ -323,6 +323,15 @@ def test_the_next_unit_of_a_loader_that_was_late_is_not_late() -> None:
     assert d.start(1) == []  # unit 1 is on its way
 
 
+def test_a_later_unit_that_comes_does_not_hide_that_an_older_one_hangs() -> None:
+    d = Driver(units=2, slots=3, loaders=1, window=3, orders=2)
+    assert d.start(0) == [load(0, 1, 0, 0), load(0, 2, 1, 1)]
+    d.tell(UnitLoaded(LoaderNo(0), Epoch(1), Ticket(2), 10, True, 0, 0), at=1.9)
+    assert d.mind.wake_ns() == 2 * S
+    assert d.start(1) == []
+    assert d.tell(Tick(), at=2.0) == [load(1, 3, 0, 2)]
+
+
 def test_while_a_loader_starts_the_others_get_no_order_that_it_could_have() -> None:
     d = Driver(units=9, slots=3, loaders=2, window=3, orders=2)
     assert d.start(0) == [load(0, 1, 0, 0)]
