@@ -186,8 +186,16 @@ def test_a_table_of_a_large_model_takes_less_than_two_seconds() -> None:
     assert budgets == sorted(set(budgets))
     assert budgets[0] - smallest_budget(large) < MIB
     assert rows[-1][1].fits
-    seconds = [found.forecast.seconds for _, found in rows]
-    assert all(later <= earlier * (1 + 2 * TOLERANCE) for earlier, later in itertools.pairwise(seconds))
+    worths = [worth(found) for _, found in rows]
+    assert all(later <= earlier * (1 + 2 * TOLERANCE) for earlier, later in itertools.pairwise(worths))
+
+
+def test_a_loader_more_must_be_worth_its_turns_on_the_processor() -> None:
+    def loaders(rate: float) -> int:
+        return plan(device((1, 16, True, 900), (2, 16, True, 1000), (4, 16, True, rate)), MODEL, 700 * MIB).loaders
+
+    assert loaders(1010) == 1, "a loader has two readers"
+    assert loaders(1200) == 2
 
 
 def test_an_assumed_device_says_so() -> None:
