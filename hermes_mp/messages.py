@@ -62,7 +62,7 @@ class RunPlan:
 class OpenFile:
     """Use `path` as file number `file`; it must still be `nbytes` long.
 
-    Read `chunk_nbytes` at a time (0: as the loader was told at its start), past the page cache where `direct`.
+    Ask for `chunk_nbytes` at once at most (0: as the loader was told at its start), past the page cache where `direct`.
     """
 
     file: int

@@ -1,7 +1,7 @@
 """Forecasts a pass: loaders, window and compute as a small simulation, in the steady state of passes in a row.
 
 Compute takes the units in order; loaders read streamed ones ahead, in order, as far as the window goes, into the next
-pass too; readers that are busy at once share the disk. Times come from `core.profile`; it knows no policy but that.
+pass too; loaders that are busy at once share the disk. Times come from `core.profile`; it knows no policy but that.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def simulate(flow: Flow, first: bool = False) -> Pass:
     if len(passes) == MOST_PASSES:  # it swings: the mean of what comes after the first two
         late = passes[2:]
         found = Pass(sum(p.seconds for p in late) / len(late), sum(p.stall_s for p in late) / len(late))
-    # Readers that end together bring units in bursts: two passes may agree, and be short, before a long one.
+    # Loaders that end together bring units in bursts: two passes may agree, and be short, before a long one.
     short_s = 0.0 if first else max(0.0, sum(flow.reads) / max(flow.rates) - found.seconds)
     return Pass(found.seconds + short_s, found.stall_s + short_s)
 
@@ -138,9 +138,9 @@ def _passes(flow: Flow) -> Iterator[Pass]:
 
 
 def _shared(rates: Sequence[float], busy: int, slow: float) -> list[float]:
-    """Bytes per second of each of `busy` readers, the one that began first has the first claim.
+    """Bytes per second of each of `busy` loaders, the one that began first has the first claim.
 
-    In equal shares readers that begin together would end together, and rest together, for ever.
+    In equal shares loaders that begin together would end together, and rest together, for ever.
     """
     total, most = rates[busy] / slow, rates[min(1, busy)] / slow
     speeds = []

@@ -37,15 +37,15 @@ def lay_out(tensors: Sequence[tuple[int, TensorInfo]], files_nbytes: Sequence[in
     placed = sorted(set(tensors), key=lambda place: (place[0], place[1].begin, place[1].end))
     ranges: list[Range] = []
     for file, begin, end in _merged([(file, tensor.begin, tensor.end) for file, tensor in placed if tensor.nbytes]):
-        at = _aligned_up(ranges[-1].at + ranges[-1].nbytes) if ranges else 0
+        at = aligned_up(ranges[-1].at + ranges[-1].nbytes) if ranges else 0
         offset = _aligned_down(begin)
-        ranges.append(Range(file, offset, min(_aligned_up(end), files_nbytes[file]) - offset, at))
+        ranges.append(Range(file, offset, min(aligned_up(end), files_nbytes[file]) - offset, at))
     if len(ranges) > MAX_RANGES:
         raise UnsupportedCheckpoint(
             f"a unit's weights lie in {len(ranges)} places of the file; {MAX_RANGES} is the most"
         )
     return Layout(
-        nbytes=_aligned_up(ranges[-1].at + ranges[-1].nbytes) if ranges else 0,
+        nbytes=aligned_up(ranges[-1].at + ranges[-1].nbytes) if ranges else 0,
         ranges=tuple(ranges),
         at=_positions(placed, ranges),
     )
@@ -120,5 +120,6 @@ def _aligned_down(offset: int) -> int:
     return offset // ALIGN * ALIGN
 
 
-def _aligned_up(offset: int) -> int:
+def aligned_up(offset: int) -> int:
+    """The next multiple of ALIGN from `offset` on."""
     return -(-offset // ALIGN) * ALIGN

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hermes_mp.core.layout import ALIGN
+from hermes_mp.core.layout import ALIGN, aligned_up
 from hermes_mp.core.loading import READERS, LoadBroken, LoadRead
 from hermes_mp.errors import MachineError
 from hermes_mp.host.arena import Arena
@@ -182,20 +182,16 @@ def cut(load: LoadUnit, files: dict[int, OpenedFile]) -> Sequence[Piece]:
     The read of a file's last block may write past its range, up to the next multiple of ALIGN: never further.
     """
     share = -(-sum(one.nbytes for one in load.ranges) // PIECES)
-    several = min(max(LEAST_PIECE_NBYTES, _aligned_up(share)), MOST_PIECE_NBYTES)
+    several = min(max(LEAST_PIECE_NBYTES, aligned_up(share)), MOST_PIECE_NBYTES)
     pieces = []
     for one in load.ranges:
         file = files[one.file]
         most = max(ALIGN, min(several, file.chunk_nbytes) // ALIGN * ALIGN)
-        each = _aligned_up(-(-one.nbytes // max(1, -(-one.nbytes // most)))) or ALIGN
-        end = min(_aligned_up(one.at + one.nbytes), load.room)
+        each = aligned_up(-(-one.nbytes // max(1, -(-one.nbytes // most)))) or ALIGN
+        end = min(aligned_up(one.at + one.nbytes), load.room)
         for done in range(0, one.nbytes, each):
             nbytes = min(each, one.nbytes - done)
             at = one.at + done
             room = end - at if done + nbytes == one.nbytes else nbytes
             pieces.append(Piece(file.reader, one.offset + done, nbytes, load.base + at, room))
     return pieces
-
-
-def _aligned_up(offset: int) -> int:
-    return -(-offset // ALIGN) * ALIGN
