@@ -48,6 +48,7 @@ class FileSupply:
     passes: list[str] = field(default_factory=list)
     rows_nbytes: int = 0
     interrupt: int | None = None  # Ctrl-C comes while this unit is waited for
+    shift: int = 0  # in which slot, counted from its own, a unit lies
 
     def __post_init__(self) -> None:
         self.slot_nbytes = self.division.list.slot_nbytes
@@ -57,7 +58,7 @@ class FileSupply:
         assert unit not in self.held
         if unit == self.interrupt:
             raise KeyboardInterrupt
-        base = unit * self.slot_nbytes
+        base = self._slot(unit)
         for part in self.division.list.units[unit].ranges:
             self.buffer[base + part.at : base + part.at + part.nbytes] = self._read(part.file, part.offset, part.nbytes)
         self.held.append(unit)
@@ -65,7 +66,11 @@ class FileSupply:
 
     def release(self, unit: int, computed: bool) -> None:
         self.held.remove(unit)
-        self.buffer[unit * self.slot_nbytes : (unit + 1) * self.slot_nbytes] = b"\xff" * self.slot_nbytes  # all NaN
+        base = self._slot(unit)
+        self.buffer[base : base + self.slot_nbytes] = b"\xff" * self.slot_nbytes  # all NaN
+
+    def _slot(self, unit: int) -> int:
+        return (unit + self.shift) % len(self.division.layouts) * self.slot_nbytes
 
     def read_rows(self, file: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
         data = b"".join(self._read(file, offset, nbytes) for offset, nbytes in ranges)
@@ -252,6 +257,34 @@ def test_a_base_model_alone_is_a_pass_without_the_head(folder: Folder) -> None:
     assert taken == list(range(max(taken) + 1))
     assert max(taken) < len(supply.division.layouts) - 1
     assert supply.passes == ["2x9", "complete"]
+
+
+@pytest.mark.parametrize("room", [None, ROOMS[0]])
+def test_a_weight_is_one_object_wherever_its_unit_lies(folder: Folder, room: int | None) -> None:
+    """A weight made in a pass would lie between activations for as long as it lives, and their places be lost."""
+    model, supply = streamed(folder("gpt2"), room)
+    binder = model._hermes_binder
+    seen: dict[int, list[tuple[int, int]]] = {}
+    point = binder.weight
+
+    def weight(key: object, *words: Any) -> torch.nn.Parameter:
+        found: torch.nn.Parameter = point(key, *words)
+        seen.setdefault(id(key), []).append((id(found), found.data_ptr()))
+        return found
+
+    binder.weight = weight
+    made = {key: id(weight) for key, (_, weight) in binder._weights.items()}
+    model.eval()
+    inputs = family("gpt2").inputs()
+    expected = family("gpt2").load_plain(folder("gpt2"))(**inputs).logits
+    for supply.shift in (0, 1, 1, 2):
+        assert torch.equal(model(**inputs).logits, expected)
+    assert set(seen) == set(made)
+    for key, each in seen.items():
+        assert [weight for weight, _ in each] == [made[key]] * 4
+        first, moved, stayed, again = (place for _, place in each)
+        assert len({first, moved, again}) == 3
+        assert moved == stayed
 
 
 class Pair(NamedTuple):
