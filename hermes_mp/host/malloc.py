@@ -11,23 +11,25 @@ import ctypes
 import os
 
 # For a process of our own, from its start: one heap, joined up whenever something is freed, in huge pages where the
-# kernel gives them on advice. As fast as plain transformers, without a page fault: what is free at the heap's end stays
-# for the next layer, up to what glibc comes to by itself where nobody sets a threshold. With its first one, 128 KiB, a
-# pass of ViT-Large gave back and zeroed 110 huge pages for one image, 300 to 600 for six: 2 to 6 % of its time.
+# kernel gives them on advice. What is free at its end stays for the next layer; where glibc gives it back (by itself
+# from 128 KiB to 64 MiB on) it is mapped and zeroed anew for each. With 64 MiB GPT-2 (1000 tokens, two sequences) took
+# 4 to 8 % longer in every pass and 15 % in the first, six layers of GPT-J (640 tokens) 8 % and nothing to 16 %.
 THRESHOLD = "glibc.malloc.mmap_threshold"
+TRIM_THRESHOLD = "glibc.malloc.trim_threshold"
 TUNABLES = {
     "glibc.malloc.tcache_count": "0",
     "glibc.malloc.mxfast": "0",
     "glibc.malloc.hugetlb": "1",
     THRESHOLD: str(32 << 20),  # the most there is
-    "glibc.malloc.trim_threshold": str(64 << 20),
+    TRIM_THRESHOLD: str(1 << 30),
 }
 TOGETHER = ("glibc.malloc.tcache_count", "glibc.malloc.mxfast")  # without these the heap grows
 VARIABLE = "GLIBC_TUNABLES"
 
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGE_NBYTES = 64 << 10
 TUNED_LARGE_NBYTES = 4 << 20  # where the heap is kept together
+LEFT_NBYTES = 64 << 20  # stays at the heap's end: what glibc comes to by itself where nobody sets a threshold
 
 
 def tunables() -> str:
@@ -52,12 +54,14 @@ def keep_large_blocks_apart() -> None:
     a pass of BERT-Large over 500 tokens took as long. Otherwise, which is all that can be had later on, from 64 KiB
     on: a page fault for every 4 KiB of activations, a tenth of a pass of some hundred tokens. What the user tunes wins.
     """
-    words = [word for word in os.environ.get(VARIABLE, "").split(":") if word.startswith(f"{THRESHOLD}=")]
-    if is_tuned() and words not in ([], [f"{THRESHOLD}={TUNABLES[THRESHOLD]}"]):
+    named = dict(word.split("=", 1) for word in os.environ.get(VARIABLE, "").split(":") if "=" in word)
+    if is_tuned() and named.get(THRESHOLD, TUNABLES[THRESHOLD]) != TUNABLES[THRESHOLD]:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, TUNED_LARGE_NBYTES if is_tuned() else LARGE_NBYTES)
+        if named.get(TRIM_THRESHOLD) == TUNABLES[TRIM_THRESHOLD]:
+            mallopt(M_TRIM_THRESHOLD, LEFT_NBYTES)
 
 
 def trim() -> None:

@@ -37,10 +37,20 @@ def test_what_the_user_tunes_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize(("freed_mib", "least", "most"), [(30, 0, 0), (100, 95, 105)])
-def test_what_is_free_at_the_end_of_a_heap_stays_up_to_64_mib(freed_mib: int, least: int, most: int) -> None:
-    words = [sys.executable, "-c", END.format(count=freed_mib)]
-    environment = os.environ | {malloc.VARIABLE: malloc.tunables()}
+@pytest.mark.parametrize(
+    ("theirs", "budget", "freed_mib", "least", "most"),
+    [
+        ("", False, 100, 0, 0),
+        ("", True, 30, 0, 0),
+        ("", True, 100, 95, 105),
+        (f"{malloc.TRIM_THRESHOLD}=1000000000", True, 100, 0, 0),
+    ],
+)
+def test_what_is_free_at_the_end_of_a_heap_stays_up_to_64_mib_where_a_budget_is_to_be_kept(
+    theirs: str, budget: bool, freed_mib: int, least: int, most: int
+) -> None:
+    words = [sys.executable, "-c", END.format(count=freed_mib, budget=budget)]
+    environment = os.environ | {malloc.VARIABLE: tuned_with(theirs)}
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     assert least <= int(done.stdout) <= most
 
@@ -61,6 +71,8 @@ def tuned_with(theirs: str) -> str:
 
 END = """
 import ctypes
+from hermes_mp.host import malloc
+malloc.keep_large_blocks_apart() if {budget} else None
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
