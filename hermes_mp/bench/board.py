@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import mmap
 import os
 import signal
 import statistics
@@ -17,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+
+from hermes_mp.host.ceilings import Ceilings
 
 CGROUPS = Path("/sys/fs/cgroup")
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
@@ -233,6 +236,23 @@ def evict(paths: Sequence[Path]) -> float:
             os.fdatasync(file.fileno())  # pages that are dirty stay: a model that was just made
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return statistics.mean(cached_share(path) for path in paths)
+
+
+def touch_memory(nbytes: int) -> None:
+    """Take so much memory, half of what is free at most, and give it back.
+
+    The host of a virtual machine takes memory back that lies free in it, and what it has to give anew costs a process
+    that is timed 2.3 s per GB, where zeroing huge pages costs 0.06 (measured on one).
+    """
+    with Ceilings() as ceilings:
+        nbytes = min(nbytes, min(one.free_nbytes for one in ceilings.look()) // 2)
+    if nbytes < mmap.PAGESIZE:
+        return
+    with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        for at in range(0, nbytes, mmap.PAGESIZE):
+            memory[at] = 1
 
 
 def cached_share(path: Path, looks: int = 32) -> float:

@@ -31,6 +31,7 @@ BESIDE_ACCELERATE = 550 * 10**6  # of a limit: 270 MB for its process, the rest 
 PEER_S = 600.0  # with too little page cache it does not end, rather than being killed
 YIELDING = 0.6  # after a kill the peer is given so much less memory for weights, and may try again
 TRIES = 4
+BESIDE_NBYTES = 1 << 30  # that a run takes beside weights, about: interpreter, libraries, activations
 WARM = 0.05  # a file of which more is in the page cache is not cold
 
 
@@ -149,7 +150,7 @@ class _GroupRun:
         if "failed" in opened:
             return replace(sample, failed=opened["failed"])
         self._conditions.place_loaders(running)
-        cached = board.evict(self._model.files)
+        cached = self._chill()
         first = running.ask("first")
         if "failed" in first:
             return replace(sample, failed=first["failed"])
@@ -177,7 +178,7 @@ class _GroupRun:
         binary, gguf, wanted = self._others.llama_bench, self._others.gguf, self._wanted
         if binary is None or gguf is None:
             return replace(sample, failed="needs --llama-bench and --gguf")
-        board.evict([*self._model.files, gguf])
+        self._chill(gguf)
         try:
             words = peers.llama_command(binary, gguf, wanted.tokens, wanted.new_tokens, wanted.threads)
             found = peers.run_llama(words, self._conditions.groups(subject))
@@ -187,6 +188,12 @@ class _GroupRun:
             sample, kind="tokens", first_s=found.first_s, steady_s=found.token_s, threads=found.threads,
             needed_nbytes=found.nbytes, note=f"llama.cpp {found.build}, from the start of its process",
         )  # fmt: skip
+
+    def _chill(self, *others: Path) -> float:
+        """Before a cold run: files out of the page cache, but memory at hand. The share of the files still cached."""
+        cached = board.evict([*self._model.files, *others])
+        board.touch_memory(self._model.facts.nbytes + BESIDE_NBYTES)
+        return cached
 
     def _start(self, subject: Subject, trace: Path | None = None) -> WorkerProcess:
         settings = worker_settings(self._wanted, self._model, subject, self._group.regime)
@@ -244,7 +251,7 @@ class _GroupRun:
             if "failed" in running.ask("open"):
                 return
             self._conditions.place_loaders(running)
-            board.evict(self._model.files)
+            self._chill()
             running.ask("first")
             running.ask("steady", 1)
             running.ask("close")

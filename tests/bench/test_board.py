@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hermes_mp.bench import board
+from hermes_mp.host.ceilings import Ceiling, Ceilings
 
 RATE = 20e6
 
@@ -45,6 +48,25 @@ def test_a_file_is_evicted(tmp_path: Path) -> None:
     assert board.evict([path]) == 0.0
     path.read_bytes()
     assert board.cached_share(path) == 1.0
+
+
+@pytest.mark.parametrize("free_mib", [400, 32, 0, -5])
+def test_memory_is_touched_and_given_back(free_mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is free in the tightest group half at most."""
+
+    def look(_: object) -> list[Ceiling]:
+        return [Ceiling("machine", 1 << 40, 1 << 39, 0), Ceiling("group", 1 << 30, free_mib << 20, 0)]
+
+    monkeypatch.setattr(Ceilings, "look", look)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    rss_nbytes = psutil.Process().memory_info().rss
+    board.touch_memory(128 << 20)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    touched = min(128 << 20, max(0, free_mib << 19))
+    assert after.ru_minflt - before.ru_minflt >= touched >> 21
+    if touched > 64 << 20:
+        assert after.ru_maxrss << 10 >= rss_nbytes + touched - (4 << 20)
+    assert psutil.Process().memory_info().rss < rss_nbytes + (8 << 20)
 
 
 def test_reads_are_capped_and_the_group_is_gone_afterwards(tmp_path: Path) -> None:
