@@ -59,6 +59,7 @@ from hermes_mp.messages import (
     LoadUnit,
     OpenFile,
     PassForecast,
+    PassStarted,
     RecallUnit,
     RunPlan,
     RunRequest,
@@ -95,7 +96,7 @@ class DaemonSettings:
     caller_death_fd: int = -1
     sample_exactly: bool = False
     slots: int | None = None  # so many, whatever the budget says; for tests and benchmarks
-    eager: bool = True  # read before compute asks for its first unit
+    eager: bool = True  # read before the first pass begins
 
     @property
     def has_caller(self) -> bool:
@@ -338,6 +339,8 @@ class Daemon:
                 self.front.say(message.traceback)
             self.end(revived(message.exit_code, message.text))
         else:
+            if isinstance(message, PassStarted):
+                self._feed(message)
             self.front.told(message)
 
     def _spawn_compute(self) -> None:

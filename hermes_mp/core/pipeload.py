@@ -37,6 +37,7 @@ from hermes_mp.messages import (
     LoaderStarted,
     LoadFailed,
     PassForecast,
+    PassStarted,
     UnitDone,
     UnitLoaded,
     UnitNo,
@@ -103,7 +104,7 @@ class Pipeload:
         self._slots_wanted: int | None = None
         self._lost: NoLoadersLeft | None = None
         self._more = more
-        self._may_read_ahead = eager  # else only once compute has asked for its first unit
+        self._may_read_ahead = eager  # else only once the first pass has begun
         self._expected = len(units)  # a pass is expected to end before this unit
         self._reach: int | None = None  # the most that was ever expected: over so many units residents are spread
         self._position = 0  # the unit expected next; len(units) after the last
@@ -184,6 +185,8 @@ class Pipeload:
                 self.slots.drop(slot)
         elif isinstance(event, PassForecast):
             self._forecast(event)
+        elif isinstance(event, PassStarted):
+            self._may_read_ahead = True  # while compute still looks up the rows of its embedding
         elif isinstance(event, SlotAdded):
             if event.slot not in self.slots.all:
                 self.slots.add(event.slot)

@@ -15,6 +15,7 @@ from hermes_mp.messages import (
     LoaderStarted,
     LoadFailed,
     PassForecast,
+    PassStarted,
     SlotNo,
     Ticket,
     UnitDone,
@@ -93,7 +94,7 @@ class Tick:
 
 Event = (
     LoaderStarted | UnitLoaded | LoadFailed | LoaderGone | NoLoadersLeft | ProgressSeen
-    | AskUnit | UnitDone | PassForecast | ComputeGone | SlotAdded | SlotsWanted | Tick
+    | AskUnit | UnitDone | PassForecast | PassStarted | ComputeGone | SlotAdded | SlotsWanted | Tick
 )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ from hermes_mp.messages import (
     LoaderStarted,
     LoadFailed,
     PassForecast,
+    PassStarted,
     SlotNo,
     Ticket,
     UnitDone,
@@ -160,12 +161,14 @@ def test_a_unit_is_read_ahead_announced_and_kept() -> None:
     assert d.mind.computes_by_unit == [1, 0, 0]
 
 
-def test_a_mind_that_is_not_eager_reads_nothing_before_compute_asks() -> None:
+@pytest.mark.parametrize("first", [AskUnit(UnitNo(0), True), PassStarted(0, 1, 32)])
+def test_a_mind_that_is_not_eager_reads_nothing_before_the_first_pass(first: AskUnit | PassStarted) -> None:
+    """It does not wait until compute asks: first of all that reads the rows of its embedding."""
     mind = Pipeload([10] * 3, 10, 2, more=True, limits=LIMITS, eager=False)
     for event in (SlotAdded(SlotNo(0)), SlotAdded(SlotNo(1)), LoaderStarted(LoaderNo(0), Epoch(1), 100)):
         assert mind.handle(event, 0) == []
     assert mind.handle(LoaderStarted(LoaderNo(1), Epoch(1), 101), 0) == []
-    assert mind.handle(AskUnit(UnitNo(0), True), 0) == [load(0, 1, 0, 0), load(1, 2, 1, 1)]
+    assert mind.handle(first, 0) == [load(0, 1, 0, 0), load(1, 2, 1, 1)]
     mind.check()
 
 
