@@ -14,7 +14,7 @@ from hermes_mp.errors import BudgetTooSmall
 MIN_SLOTS = 2  # with one, nothing could be read while compute computes
 MARGIN_NBYTES = 12 << 20  # the allocator's slack, and growth of daemon and loaders after they were measured (seen: 2)
 LAST_NBYTES = 16 << 20  # of the reserve stays free even where all else is needed to run at all
-RUNS_DIFFER_NBYTES = 4 << 20  # compute takes 1 or 2 MiB more or less in the next run: the budget named must do there
+RUNS_DIFFER_NBYTES = 8 << 20  # compute takes up to 5 MiB more or less in the next run: the budget named must do there
 LOADER_NBYTES = 13 << 20  # what one that is still starting will take; one at work has 11.6
 DAEMON_NBYTES = 20 << 20  # at work 16 to 17
 PAGE_ENTRIES = 512  # a page table entry is 8 bytes for a page of 4 KiB: 1/512, once per process that maps the slot

@@ -39,7 +39,7 @@ SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eight
 # computing and reading a tenth slower beside each other. 0.3 ms taken fit as well; 0.6 is nearer to runs of ViT-Large.
 UNIT_S = 0.0001  # of compute, per streamed unit: to ask for it, bind it and give it back
 TAKEN_S = 0.0006  # what daemon and loader take, per unit, of the cores that compute is at work on: its threads wait
-ORDER_S = 0.004  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
+ORDER_S = 0.002  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn
 READ_S = 0.0002  # of the disk, per unit: not busy, or not with all readers, whatever their number
 LOADER_AT_WORK, DAEMON_AT_WORK = 11 << 20, 18 << 20  # what `DAEMON_NBYTES` and `LOADER_NBYTES` are the most of
 BOUND_BY_COMPUTE, BOUND_BY_DISK, BOUND_BY_WINDOW = "compute", "disk", "window"

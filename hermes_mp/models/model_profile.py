@@ -246,7 +246,7 @@ def _beside(
             done += BESIDE_CHUNK_NBYTES
 
         def read(until: Callable[[], bool]) -> float:
-            """Bytes per second; what is read first does not count: after a pause a cap lets more through."""
+            """Bytes per second; what is read first does not count."""
             read_chunk()
             began, before = time.perf_counter(), done
             read_chunk()
@@ -261,8 +261,11 @@ def _beside(
         reading: list[float] = []
         deadline = time.perf_counter() + BESIDE_S
         while True:
-            until = time.perf_counter() + BESIDE_TURN_S / 2
-            rate_alone = read(lambda until=until: time.perf_counter() > until)  # type: ignore[misc]
+            halves = []
+            for _ in range(2):
+                until = time.perf_counter() + BESIDE_TURN_S / 4
+                halves.append(read(lambda until=until: time.perf_counter() > until))  # type: ignore[misc]
+            rate_alone = min(halves)  # after a pause a cap lets more through, and only then
             rates: list[float] = []
             stop.clear()
             thread = threading.Thread(target=lambda rates=rates: rates.append(read(stop.is_set)))
