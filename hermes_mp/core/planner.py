@@ -37,7 +37,7 @@ SOME_WINDOWS = 16  # every window up to this one is tried, beyond it every eight
 # Fitted to 20 runs of BERT-Large under 500 and 900 MB, with units of 6 to 24 MiB, 1 to 3 loaders and windows of 3 to 9,
 # on two cores of a shared x86-64 machine and its disk as it is: off by 4 % there (root of the mean square), with
 # computing and reading a tenth slower beside each other. 0.3 ms taken fit as well; 0.6 is nearer to runs of ViT-Large.
-# Orders of 0.5 to 4 ms fit as well; with 4 runs in two slots (ViT-Large, the shape of Llama-3.2-1B) were 0.8 of it.
+# Orders of 0.5 to 4 ms fit alike; with 4 ms, runs in two slots (ViT-Large, the shape of Llama-3.2-1B) took 0.8 of it.
 UNIT_S = 0.0001  # of compute, per streamed unit: to ask for it, bind it and give it back
 TAKEN_S = 0.0006  # what daemon and loader take, per unit, of the cores that compute is at work on: its threads wait
 ORDER_S = 0.002  # from a slot that is free to the first byte asked of the disk: compute, daemon and loader in turn

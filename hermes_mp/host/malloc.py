@@ -11,9 +11,9 @@ import ctypes
 import os
 
 # For a process of our own, from its start: one heap, joined up whenever something is freed, in huge pages where the
-# kernel gives them on advice. What is free at its end stays for the next layer; where glibc gives it back (by itself
-# from 128 KiB to 64 MiB on) it is mapped and zeroed anew for each. With 64 MiB GPT-2 (1000 tokens, two sequences) took
-# 4 to 8 % longer in every pass and 15 % in the first, six layers of GPT-J (640 tokens) 8 % and nothing to 16 %.
+# kernel gives them on advice. Without a budget what is free at its end stays for the next layer; where glibc gives it
+# back (by itself from 128 KiB to 64 MiB on) it is mapped and zeroed anew for each. With 64 MiB GPT-2 (1000 tokens, two
+# sequences) took 2.94 s and then 2.34, with 1 GiB 2.57 and then 2.26.
 THRESHOLD = "glibc.malloc.mmap_threshold"
 TRIM_THRESHOLD = "glibc.malloc.trim_threshold"
 TUNABLES = {
@@ -55,13 +55,13 @@ def keep_large_blocks_apart() -> None:
     on: a page fault for every 4 KiB of activations, a tenth of a pass of some hundred tokens. What the user tunes wins.
     """
     named = dict(word.split("=", 1) for word in os.environ.get(VARIABLE, "").split(":") if "=" in word)
-    if is_tuned() and named.get(THRESHOLD, TUNABLES[THRESHOLD]) != TUNABLES[THRESHOLD]:
-        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt is None:
+        return
+    if not is_tuned() or named.get(THRESHOLD, TUNABLES[THRESHOLD]) == TUNABLES[THRESHOLD]:
         mallopt(M_MMAP_THRESHOLD, TUNED_LARGE_NBYTES if is_tuned() else LARGE_NBYTES)
-        if named.get(TRIM_THRESHOLD) == TUNABLES[TRIM_THRESHOLD]:
-            mallopt(M_TRIM_THRESHOLD, LEFT_NBYTES)
+    if named.get(TRIM_THRESHOLD) == TUNABLES[TRIM_THRESHOLD]:
+        mallopt(M_TRIM_THRESHOLD, LEFT_NBYTES)
 
 
 def trim() -> None:

@@ -138,16 +138,18 @@ class Binder:
             bound.module._parameters[bound.leaf] = self.weight(bound, base + at[info.name], info.shape, bound.source)
 
     def weight(self, key: object, offset: int, shape: tuple[int, ...], source: Source) -> nn.Parameter:
-        """`weight_at` in the supply's buffer; for `key` always the same object, pointed to where it lies now.
+        """`weight_at` in the supply's buffer; for `key` the same object every time, pointed to where it lies now.
 
-        Made anew in every pass it takes 10 us, and its few bytes lie between activations as long as it lives: where
-        they were, the next activation of that size has no room (ViT-Large in parts of layers: 26 MiB more of heap).
+        Of another dtype than the file's, or at an odd offset, it is made anew. That takes 10 us, and its few bytes lie
+        between activations as long as it lives: where they were, the next activation of that size has no room (all
+        weights of ViT-Large, units of parts of layers: a heap of 144 MiB where 126 do).
         """
         known = self._weights.get(id(key))
         if known is None or offset % source.dtype.itemsize:
             return weight_at(self.supply.buffer, offset, shape, source)
         at, weight = known
         if at != offset:
+            self._weights[id(key)] = -1, weight  # Ctrl-C may come in between
             with torch.no_grad():
                 weight.set_(self._storage, offset // source.dtype.itemsize, shape, weight.stride())
             self._weights[id(key)] = offset, weight

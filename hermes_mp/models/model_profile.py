@@ -261,11 +261,9 @@ def _beside(
         reading: list[float] = []
         deadline = time.perf_counter() + BESIDE_S
         while True:
-            halves = []
-            for _ in range(2):
+            for _ in range(2):  # the first does not count: after a pause a cap lets more through
                 until = time.perf_counter() + BESIDE_TURN_S / 4
-                halves.append(read(lambda until=until: time.perf_counter() > until))  # type: ignore[misc]
-            rate_alone = min(halves)  # after a pause a cap lets more through, and only then
+                rate_alone = read(lambda until=until: time.perf_counter() > until)  # type: ignore[misc]
             rates: list[float] = []
             stop.clear()
             thread = threading.Thread(target=lambda rates=rates: rates.append(read(stop.is_set)))

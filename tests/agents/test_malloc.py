@@ -44,6 +44,7 @@ def test_what_the_user_tunes_wins(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", True, 30, 0, 0),
         ("", True, 100, 95, 105),
         (f"{malloc.TRIM_THRESHOLD}=1000000000", True, 100, 0, 0),
+        (f"{malloc.THRESHOLD}=33554431", True, 100, 95, 105),
     ],
 )
 def test_what_is_free_at_the_end_of_a_heap_stays_up_to_64_mib_where_a_budget_is_to_be_kept(
