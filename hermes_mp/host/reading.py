@@ -14,13 +14,27 @@ import mmap
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from hermes_mp.core.layout import ALIGN
 from hermes_mp.errors import ReadFailed
 
 _NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 
+SHORT_NBYTES = 64 << 10
+ROW_READERS, ROWS_EACH = 4, 16  # threads side by side; one for each so many rows
+LEAST_BLOCK_NBYTES = 512
+
 _direct_by_device: dict[int, bool] = {}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """`nbytes` from `offset` of the file, wanted from byte `at` of the memory on."""
+
+    offset: int
+    nbytes: int
+    at: int
 
 
 class FileReader:
@@ -32,6 +46,7 @@ class FileReader:
         self.nbytes = nbytes
         self._direct_fd = -1
         self._refused = False
+        self._block_nbytes = LEAST_BLOCK_NBYTES  # what offset and length of a row's direct read are multiples of
         with self._failing_at(0):
             self._fd = _open(path, 0)
         try:
@@ -75,24 +90,27 @@ class FileReader:
     def read_rows(self, rows: Sequence[tuple[int, int]], into: memoryview) -> int:
         """Gather (offset, nbytes) pieces one after the other into `into`; the number of bytes.
 
-        All are asked for before the first is read, so the disk works on them side by side: 128 rows of 4 KiB took
-        2.9 ms cold, one by one 10 ms, whether direct or buffered.
+        Short ones are read directly, several side by side, by blocks of the device and not by pages: for 1,960 rows of
+        3 KiB that is 7 MB instead of 14, which counts on a slow disk (on one of 3 GB/s they take 45 ms, buffered 30).
+        All others are asked for before the first of them is read.
         """
-        with self._failing_at(rows[0][0] if rows else 0):
-            for offset, nbytes in rows:
-                os.posix_fadvise(self._fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+        short: list[_Row] = []
+        long: list[_Row] = []
         done = 0
         for offset, nbytes in rows:
-            end = done + nbytes
-            while done < end:
-                at = offset + nbytes - (end - done)
-                with self._failing_at(at), into[done:end] as part:
-                    got = os.preadv(self._fd, [part], at)
-                if got == 0:
-                    raise ReadFailed(f"{self.path} ends at byte {at}, it was {self.nbytes} bytes long")
-                done += got
-        for offset, nbytes in rows:  # only now: rows may share a page
-            self._drop(offset, nbytes)
+            is_short = self.direct and nbytes <= SHORT_NBYTES
+            (short if is_short else long).append(_Row(offset, nbytes, done))
+            done += nbytes
+        count = min(ROW_READERS, -(-len(short) // ROWS_EACH))
+        if count > 1:
+            from concurrent.futures import ThreadPoolExecutor  # here, as a loader gathers no rows
+
+            with ThreadPoolExecutor(count) as pool:
+                for gathered in [pool.submit(self._gather, short[first::count], into) for first in range(count)]:
+                    gathered.result()
+        elif short:
+            self._gather(short, into)
+        self._gather_buffered(long, into)
         return done
 
     def close(self) -> None:
@@ -140,6 +158,53 @@ class FileReader:
                 raise
             self._refused = True  # the descriptor stays: another thread may be about to read by it
             return None
+
+    def _gather(self, rows: Sequence[_Row], into: memoryview) -> None:
+        """Read each row directly, with what surrounds it in its blocks, by way of memory of our own."""
+        with mmap.mmap(-1, SHORT_NBYTES + 2 * ALIGN) as memory, memoryview(memory) as bounce:
+            for row in rows:
+                with self._failing_at(row.offset):
+                    if row.nbytes and not self._read_blocks(row, bounce, into):
+                        self._gather_buffered([row], into)
+                self._drop(row.offset, row.nbytes)  # btrfs and f2fs take blocks smaller than theirs buffered
+
+    def _read_blocks(self, row: _Row, bounce: memoryview, into: memoryview) -> bool:
+        """Whether the device took it; first in blocks of 512 bytes, then of ALIGN."""
+        while self.direct:
+            block = self._block_nbytes
+            begin, end = row.offset // block * block, -(-(row.offset + row.nbytes) // block) * block
+            try:
+                with bounce[: end - begin] as part:
+                    got = os.preadv(self._direct_fd, [part], begin)
+            except OSError as error:
+                if error.errno not in _NO_DIRECT:
+                    raise
+                self._refused = block >= ALIGN
+                self._block_nbytes = ALIGN
+                continue
+            skip = row.offset - begin
+            if got < skip + row.nbytes:
+                raise ReadFailed(f"{self.path} ends at byte {begin + got}, it was {self.nbytes} bytes long")
+            with into[row.at : row.at + row.nbytes] as place, bounce[skip : skip + row.nbytes] as wanted:
+                place[:] = wanted
+            return True
+        return False
+
+    def _gather_buffered(self, rows: Sequence[_Row], into: memoryview) -> None:
+        with self._failing_at(rows[0].offset if rows else 0):
+            for row in rows:
+                os.posix_fadvise(self._fd, row.offset, row.nbytes, os.POSIX_FADV_WILLNEED)
+        for row in rows:
+            done = 0
+            while done < row.nbytes:
+                at = row.offset + done
+                with self._failing_at(at), into[row.at + done : row.at + row.nbytes] as part:
+                    got = os.preadv(self._fd, [part], at)
+                if got == 0:
+                    raise ReadFailed(f"{self.path} ends at byte {at}, it was {self.nbytes} bytes long")
+                done += got
+        for row in rows:  # only now: rows may share a page
+            self._drop(row.offset, row.nbytes)
 
     def _read_buffered(self, buffer: memoryview, begin: int, wanted: int, at: int) -> int:
         with buffer[begin : begin + wanted] as part:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hermes_mp.core.layout import ALIGN
 from hermes_mp.errors import ReadFailed
 from hermes_mp.host import reading
-from hermes_mp.host.reading import FileReader
+from hermes_mp.host.reading import LEAST_BLOCK_NBYTES, FileReader
 
 NBYTES = 5 * 2**20 + 1234
 CONTENT = random.Random(1).randbytes(NBYTES)
@@ -64,6 +64,12 @@ def resident_pages(path: Path) -> int:
         finally:
             del anchor
         return sum(page & 1 for page in found)
+
+
+def bytes_from_disk() -> int:
+    """What this process has had read so far: proc_pid_io(5)."""
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counters["read_bytes"])
 
 
 def test_a_whole_file(reader: FileReader, memory: memoryview) -> None:
@@ -114,6 +120,43 @@ def test_rows(reader: FileReader, memory: memoryview) -> None:
     assert reader.read_rows(rows, memory) == len(wanted)
     assert memory[: len(wanted)] == wanted
     assert reader.read_rows([], memory) == 0
+
+
+def test_many_rows_in_any_order(reader: FileReader, memory: memoryview) -> None:
+    rows = [(184 + row * 1536, 1536) for row in random.Random(0).choices(range(3000), k=500)] + [(70, 100_000)]
+    wanted = b"".join(CONTENT[offset : offset + nbytes] for offset, nbytes in rows)
+    assert reader.read_rows(rows, memory) == len(wanted)
+    assert memory[: len(wanted)] == wanted
+
+
+def test_rows_cost_their_blocks_not_their_pages(reader: FileReader, memory: memoryview) -> None:
+    rows = [(184 + row * 15_360, 1536) for row in range(200)]
+    if not reader.direct or str(reader.path).startswith("/dev/shm"):
+        pytest.skip("nothing is read from a disk directly")
+    before = bytes_from_disk()
+    reader.read_rows(rows, memory)
+    if reader._block_nbytes != LEAST_BLOCK_NBYTES:
+        pytest.skip("the device has larger blocks")
+    read = bytes_from_disk() - before
+    assert len(rows) * 1536 <= read <= len(rows) * (1536 + LEAST_BLOCK_NBYTES)  # by pages 4096 or 8192 each
+
+
+@pytest.mark.parametrize("accepted", [ALIGN, 1 << 30])
+def test_rows_of_a_device_of_larger_blocks(
+    reader: FileReader, memory: memoryview, monkeypatch: pytest.MonkeyPatch, accepted: int
+) -> None:
+    direct, plain = reader.direct, os.preadv
+
+    def refusing(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if descriptor == reader._direct_fd and (len(buffers[0]) % accepted or offset % accepted):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return plain(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    rows = [(184 + row * 1536, 1536) for row in range(100)]
+    assert reader.read_rows(rows, memory) == 153_600
+    assert memory[:153_600] == CONTENT[184:153_784]
+    assert reader.direct == (direct and accepted == ALIGN)
 
 
 def test_rows_past_the_end(reader: FileReader, memory: memoryview) -> None:
