@@ -179,7 +179,8 @@ class FileReader:
             except OSError as error:
                 if error.errno not in _NO_DIRECT:
                     raise
-                self._refused = block >= ALIGN
+                if block >= ALIGN:
+                    self._refused = True
                 self._block_nbytes = ALIGN
                 continue
             skip = row.offset - begin
