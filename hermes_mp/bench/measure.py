@@ -146,11 +146,11 @@ class _GroupRun:
             self._workers[subject] = self._start(subject)
         running = self._workers[subject]
         running.timeout_s = PEER_S if subject.backend == "accelerate" else None
-        opened = running.ask("open")
+        opened = running.ask("open", self._has_room(subject))
         if "failed" in opened:
             return replace(sample, failed=opened["failed"])
         self._conditions.place_loaders(running)
-        cached = self._chill()
+        cached = self._chill(subject)
         first = running.ask("first")
         if "failed" in first:
             return replace(sample, failed=first["failed"])
@@ -178,7 +178,7 @@ class _GroupRun:
         binary, gguf, wanted = self._others.llama_bench, self._others.gguf, self._wanted
         if binary is None or gguf is None:
             return replace(sample, failed="needs --llama-bench and --gguf")
-        self._chill(gguf)
+        self._chill(subject, gguf)
         try:
             words = peers.llama_command(binary, gguf, wanted.tokens, wanted.new_tokens, wanted.threads)
             found = peers.run_llama(words, self._conditions.groups(subject))
@@ -189,10 +189,14 @@ class _GroupRun:
             needed_nbytes=found.nbytes, note=f"llama.cpp {found.build}, from the start of its process",
         )  # fmt: skip
 
-    def _chill(self, *others: Path) -> float:
+    def _has_room(self, subject: Subject) -> bool:
+        return self._group.cgroup is None and subject.memory is None
+
+    def _chill(self, subject: Subject, *others: Path) -> float:
         """Before a cold run: files out of the page cache, but memory at hand. The share of the files still cached."""
         cached = board.evict([*self._model.files, *others])
-        board.touch_memory(self._model.facts.nbytes + BESIDE_NBYTES)
+        weights = 0 if subject.backend in OURS else self._model.facts.nbytes  # the arena has its memory
+        board.touch_memory(weights + BESIDE_NBYTES)
         return cached
 
     def _start(self, subject: Subject, trace: Path | None = None) -> WorkerProcess:
@@ -248,10 +252,10 @@ class _GroupRun:
 
     def _trace(self, subject: Subject, path: Path) -> None:
         with contextlib.suppress(WorkerLost), self._start(subject, path) as running:
-            if "failed" in running.ask("open"):
+            if "failed" in running.ask("open", self._has_room(subject)):
                 return
             self._conditions.place_loaders(running)
-            self._chill()
+            self._chill(subject)
             running.ask("first")
             running.ask("steady", 1)
             running.ask("close")

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+HEAP_NBYTES, HEAP_BLOCK_NBYTES = 900 << 20, 16 << 20  # less than where our malloc gives back, and where it maps
 UP_S = 60.0  # how long the slots may take to get their memory, and the loaders to start
 
 
@@ -63,11 +64,13 @@ class Subject:
         self.stalled_s = 0.0
         self.rows_nbytes = 0
 
-    def open(self) -> dict[str, Any]:
-        """Everything up, no weight in memory."""
+    def open(self, warm: bool = False) -> dict[str, Any]:
+        """Everything up, no weight in memory. `warm`: the heap has the memory that a pass takes."""
         import torch
 
         self.prepare()
+        if warm:
+            self.warm()
         return {"threads": torch.get_num_threads(), "pid": os.getpid()} | self.facts()
 
     def first(self) -> dict[str, Any]:
@@ -106,6 +109,9 @@ class Subject:
         """Before torch is imported."""
 
     def prepare(self) -> None: ...
+
+    def warm(self) -> None:
+        """Where malloc keeps what is freed."""
 
     def fetch(self) -> None:
         """Have all weights before the first computation."""
@@ -261,6 +267,12 @@ class Streamed(Subject):
         self.supply: Any = self.model._hermes_binder.supply
         self._count()
         self._wait_until_up()
+
+    def warm(self) -> None:
+        import torch
+
+        nbytes = min(self.supply.divided.reserve_nbytes, HEAP_NBYTES)
+        _ = [torch.ones(HEAP_BLOCK_NBYTES, dtype=torch.uint8) for _ in range(0, nbytes, HEAP_BLOCK_NBYTES)]
 
     def fetch(self) -> None:
         if self.settings["backend"] != "sequential":

@@ -9,7 +9,10 @@ import pytest
 from hermes_mp.bench.models import open_model
 from hermes_mp.bench.plan import Regime, Subject, Wanted
 from hermes_mp.bench.process import WorkerProcess, worker_settings, worker_words
+from hermes_mp.bench.worker import HEAP_BLOCK_NBYTES
+from hermes_mp.host import environment
 from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.host.memory import exact
 from hermes_mp.models.prepare import trace_model
 
 
@@ -35,3 +38,17 @@ def test_slots_are_those_of_pipeload_alone(models: Path, tmp_path: Path, mode: s
         assert opened["slots"] == (slots or opened["units"])
         assert opened["units"] > 3
         assert worker.ask("first")["kind"] == "tokens"
+
+
+def test_a_warm_heap_keeps_the_memory_that_a_pass_takes(models: Path, tmp_path: Path) -> None:
+    model = open_model(str(models / "gpt2"), tmp_path, print)
+    wanted = Wanted((model.facts.name,), tokens=8, batch=1000)
+    settings = worker_settings(wanted, model, Subject("pipeload", 1), Regime())
+    taken = []
+    for warm in (False, True):
+        variables = environment.for_computing() | {"XDG_CACHE_HOME": str(tmp_path)}
+        with WorkerProcess(worker_words(settings), (), variables) as worker:
+            opened = worker.ask("open", warm)
+            assert "failed" not in opened, opened
+            taken.append(exact(opened["pid"]).private_nbytes)
+    assert taken[1] - taken[0] > HEAP_BLOCK_NBYTES
