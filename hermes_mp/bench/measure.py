@@ -146,7 +146,7 @@ class _GroupRun:
             self._workers[subject] = self._start(subject)
         running = self._workers[subject]
         running.timeout_s = PEER_S if subject.backend == "accelerate" else None
-        opened = running.ask("open", self._has_room(subject))
+        opened = running.ask("open", self._has_room())
         if "failed" in opened:
             return replace(sample, failed=opened["failed"])
         self._conditions.place_loaders(running)
@@ -189,8 +189,9 @@ class _GroupRun:
             needed_nbytes=found.nbytes, note=f"llama.cpp {found.build}, from the start of its process",
         )  # fmt: skip
 
-    def _has_room(self, subject: Subject) -> bool:
-        return self._group.cgroup is None and subject.memory is None
+    def _has_room(self) -> bool:
+        """Whether no row of the group is to keep a budget: all of ours begin alike."""
+        return self._group.cgroup is None and all(one.memory is None for one in self._group.subjects)
 
     def _chill(self, subject: Subject, *others: Path) -> float:
         """Before a cold run: files out of the page cache, but memory at hand. The share of the files still cached."""
@@ -252,7 +253,7 @@ class _GroupRun:
 
     def _trace(self, subject: Subject, path: Path) -> None:
         with contextlib.suppress(WorkerLost), self._start(subject, path) as running:
-            if "failed" in running.ask("open", self._has_room(subject)):
+            if "failed" in running.ask("open", self._has_room()):
                 return
             self._conditions.place_loaders(running)
             self._chill(subject)

@@ -111,7 +111,7 @@ class Subject:
     def prepare(self) -> None: ...
 
     def warm(self) -> None:
-        """Where malloc keeps what is freed."""
+        """Have the memory of a pass in the heap, where malloc keeps what is freed."""
 
     def fetch(self) -> None:
         """Have all weights before the first computation."""
@@ -178,7 +178,7 @@ class Resident(Subject):
 
         if self.settings.get("unmapped"):
             for parameter in self.model.parameters():
-                parameter.data = parameter.data.clone()
+                parameter.data = copied(parameter.data)
 
     def placed(self) -> dict[str, Any]:
         return {}
@@ -271,7 +271,9 @@ class Streamed(Subject):
     def warm(self) -> None:
         import torch
 
-        nbytes = min(self.supply.divided.reserve_nbytes, HEAP_NBYTES)
+        from hermes_mp.host.memory import available_nbytes
+
+        nbytes = min(self.supply.divided.reserve_nbytes, HEAP_NBYTES, available_nbytes() // 2)
         _ = [torch.ones(HEAP_BLOCK_NBYTES, dtype=torch.uint8) for _ in range(0, nbytes, HEAP_BLOCK_NBYTES)]
 
     def fetch(self) -> None:
@@ -346,6 +348,18 @@ KINDS: dict[str, type[Subject]] = {
     "resident": Resident, "accelerate": Accelerate,
     "sequential": Streamed, "pipeline": Streamed, "pipeload": Streamed,
 }  # fmt: skip
+
+
+def copied(weight: Any) -> Any:
+    """The weight in memory of its own, at the same address modulo 64 as in the mapped file, which is what plain
+    transformers computes with: multiples of 64 have other last bits, and a token of the shape of Llama-3.2-1B, whose
+    weights lie at 40, took 8 to 11 % less.
+    """
+    import torch
+
+    memory = torch.empty(weight.nbytes + 64, dtype=torch.uint8)
+    skip = (weight.data_ptr() - memory.data_ptr()) % 64
+    return memory[skip : skip + weight.nbytes].view(weight.dtype).view(weight.shape).copy_(weight)
 
 
 def layers_from_the_front(model: Any, room: float, itemsize: float) -> dict[str, str]:

@@ -13,8 +13,9 @@ import errno
 import mmap
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from hermes_mp.core.layout import ALIGN
 from hermes_mp.errors import ReadFailed
@@ -28,8 +29,7 @@ LEAST_BLOCK_NBYTES = 512
 _direct_by_device: dict[int, bool] = {}
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """`nbytes` from `offset` of the file, wanted from byte `at` of the memory on."""
 
     offset: int
@@ -98,18 +98,11 @@ class FileReader:
         long: list[_Row] = []
         done = 0
         for offset, nbytes in rows:
-            is_short = self.direct and nbytes <= SHORT_NBYTES
-            (short if is_short else long).append(_Row(offset, nbytes, done))
+            if nbytes:
+                is_short = self.direct and nbytes <= SHORT_NBYTES
+                (short if is_short else long).append(_Row(offset, nbytes, done))
             done += nbytes
-        count = min(ROW_READERS, -(-len(short) // ROWS_EACH))
-        if count > 1:
-            from concurrent.futures import ThreadPoolExecutor  # here, as a loader gathers no rows
-
-            with ThreadPoolExecutor(count) as pool:
-                for gathered in [pool.submit(self._gather, short[first::count], into) for first in range(count)]:
-                    gathered.result()
-        elif short:
-            self._gather(short, into)
+        self._gather_side_by_side(short, into)
         self._gather_buffered(long, into)
         return done
 
@@ -159,17 +152,52 @@ class FileReader:
             self._refused = True  # the descriptor stays: another thread may be about to read by it
             return None
 
+    def _gather_side_by_side(self, rows: Sequence[_Row], into: memoryview) -> None:
+        """By this thread and a few more, where the system gives any."""
+        count = max(1, min(ROW_READERS, -(-len(rows) // ROWS_EACH)))
+        failures: list[BaseException] = []
+
+        def gather(first: int) -> None:
+            try:
+                self._gather(rows[first::count], into)
+            except BaseException as failure:
+                failures.append(failure)
+
+        threads, mine = [], [0]
+        for first in range(1, count):
+            thread = threading.Thread(target=gather, args=(first,))
+            try:
+                thread.start()
+                threads.append(thread)
+            except RuntimeError:  # too many, or the interpreter is ending
+                mine.append(first)
+        for first in mine:
+            gather(first)
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+
     def _gather(self, rows: Sequence[_Row], into: memoryview) -> None:
         """Read each row directly, with what surrounds it in its blocks, by way of memory of our own."""
-        with mmap.mmap(-1, SHORT_NBYTES + 2 * ALIGN) as memory, memoryview(memory) as bounce:
+        if not rows:
+            return
+        left: list[_Row] = []
+        with (
+            self._failing_at(rows[0].offset),
+            mmap.mmap(-1, SHORT_NBYTES + 2 * ALIGN) as memory,
+            memoryview(memory) as bounce,
+        ):
             for row in rows:
                 with self._failing_at(row.offset):
-                    if row.nbytes and not self._read_blocks(row, bounce, into):
-                        self._gather_buffered([row], into)
-                self._drop(row.offset, row.nbytes)  # btrfs and f2fs take blocks smaller than theirs buffered
+                    if not self._read_blocks(row, bounce, into):
+                        left.append(row)
+        for row in rows:
+            self._drop(row.offset, row.nbytes)  # btrfs and f2fs take blocks smaller than theirs buffered
+        self._gather_buffered(left, into)
 
     def _read_blocks(self, row: _Row, bounce: memoryview, into: memoryview) -> bool:
-        """Whether the device took it; first in blocks of 512 bytes, then of ALIGN."""
+        """Whether all of it came so; first in blocks of 512 bytes, then of ALIGN."""
         while self.direct:
             block = self._block_nbytes
             begin, end = row.offset // block * block, -(-(row.offset + row.nbytes) // block) * block
@@ -185,7 +213,7 @@ class FileReader:
                 continue
             skip = row.offset - begin
             if got < skip + row.nbytes:
-                raise ReadFailed(f"{self.path} ends at byte {begin + got}, it was {self.nbytes} bytes long")
+                return False  # who reads on by the page cache says what is wrong, if something is
             with into[row.at : row.at + row.nbytes] as place, bounce[skip : skip + row.nbytes] as wanted:
                 place[:] = wanted
             return True

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from hermes_mp.bench.models import open_model
 from hermes_mp.bench.plan import Regime, Subject, Wanted
 from hermes_mp.bench.process import WorkerProcess, worker_settings, worker_words
-from hermes_mp.bench.worker import HEAP_BLOCK_NBYTES
+from hermes_mp.bench.worker import HEAP_BLOCK_NBYTES, copied
 from hermes_mp.host import environment
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.memory import exact
@@ -52,3 +53,15 @@ def test_a_warm_heap_keeps_the_memory_that_a_pass_takes(models: Path, tmp_path: 
             assert "failed" not in opened, opened
             taken.append(exact(opened["pid"]).private_nbytes)
     assert taken[1] - taken[0] > HEAP_BLOCK_NBYTES
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residue", [0, 8, 40])
+def test_a_copy_lies_as_the_weight_does(residue: int, dtype: torch.dtype) -> None:
+    memory = torch.arange(1200, dtype=torch.uint8)
+    begin = (residue - memory.data_ptr()) % 64
+    weight = memory[begin : begin + 960].view(dtype).view(4, -1)
+    copy = copied(weight)
+    assert torch.equal(copy.view(torch.uint8), weight.view(torch.uint8))
+    assert copy.data_ptr() != weight.data_ptr()
+    assert copy.data_ptr() % 64 == weight.data_ptr() % 64 == residue

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,12 +132,12 @@ def test_many_rows_in_any_order(reader: FileReader, memory: memoryview) -> None:
 
 def test_rows_cost_their_blocks_not_their_pages(reader: FileReader, memory: memoryview) -> None:
     rows = [(184 + row * 15_360, 1536) for row in range(200)]
-    if not reader.direct or str(reader.path).startswith("/dev/shm"):
-        pytest.skip("nothing is read from a disk directly")
+    before = bytes_from_disk()
+    got = os.preadv(reader._direct_fd, [memory[:LEAST_BLOCK_NBYTES]], 0) if reader.direct else -1
+    if got != bytes_from_disk() - before:
+        pytest.skip("no disk here that gives single blocks")
     before = bytes_from_disk()
     reader.read_rows(rows, memory)
-    if reader._block_nbytes != LEAST_BLOCK_NBYTES:
-        pytest.skip("the device has larger blocks")
     read = bytes_from_disk() - before
     assert len(rows) * 1536 <= read <= len(rows) * (1536 + LEAST_BLOCK_NBYTES)  # by pages 4096 or 8192 each
 
@@ -159,9 +160,35 @@ def test_rows_of_a_device_of_larger_blocks(
     assert reader.direct == (direct and accepted == ALIGN)
 
 
-def test_rows_past_the_end(reader: FileReader, memory: memoryview) -> None:
+@pytest.mark.parametrize("others", [1, 100])
+def test_rows_past_the_end(reader: FileReader, memory: memoryview, others: int) -> None:
     with pytest.raises(ReadFailed, match=f"ends at byte {NBYTES}"):
-        reader.read_rows([(0, 10), (NBYTES - 5, 10)], memory)
+        reader.read_rows([(0, 10)] * others + [(NBYTES - 5, 10)], memory)
+
+
+def test_rows_where_the_system_gives_no_threads(
+    reader: FileReader, memory: memoryview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert reader.read_rows([(184 + row * 1536, 1536) for row in range(100)], memory) == 153_600
+    assert memory[:153_600] == CONTENT[184:153_784]
+
+
+def test_rows_of_a_disk_that_gives_less_than_asked(
+    reader: FileReader, memory: memoryview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = os.preadv
+
+    def short(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return plain(descriptor, [buffers[0][:512]] if descriptor == reader._direct_fd else buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", short)
+    rows = [(184, 1536), (70, 100), (9000, 60_000)]
+    assert reader.read_rows(rows, memory) == 61_636
+    assert memory[:61_636] == b"".join(CONTENT[offset : offset + nbytes] for offset, nbytes in rows)
 
 
 @pytest.mark.parametrize("left", [0, ALIGN, 2**20 + 77])
