@@ -5,10 +5,12 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 
-from hermes_mp.core.budget import MIN_SLOTS, Needs, Spare, auto_budget, share_out, slot_shape
+from hermes_mp.core.budget import MIN_SLOTS, Needs, Spare, auto_budget, share_out, slot_cost, slot_shape
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.host.arena import Arena
 from hermes_mp.messages import SlotNo
+
+AHEAD_SPARE_NBYTES = 256 << 20  # of a budget: more than compute has been seen to take one day and not the other
 
 
 class Allotment:
@@ -41,7 +43,8 @@ class Allotment:
         `spare`: what the machine has for us at this moment.
 
         What is `remembered` of compute may be less than it takes today (another tokenizer, a library that another
-        process had mapped): then a window's worth at most, and one slot less than there would be room for.
+        process had mapped): then one slot less than there would be room for, and more than a window's worth only
+        where `AHEAD_SPARE_NBYTES` of the budget stay free beside them.
         """
         nbytes, rounding = slot_shape(units.slot_nbytes, self._arena.granule, mmap.PAGESIZE)
         granule = rounding + mmap.PAGESIZE
@@ -50,7 +53,9 @@ class Allotment:
         share = share_out(self.budget_nbytes, needs, len(units.units), nbytes, self.loaders, rounding, self._auto)
         count = share.slots if self._fixed is None else min(self._fixed, len(units.units))
         if remembered and self.budget_nbytes is not None:
-            count = max(min(count, MIN_SLOTS), min(count - 1, self.loaders + 1))
+            cost = slot_cost(nbytes, self.loaders)
+            roomy = (self.budget_nbytes - needs.total - rounding - AHEAD_SPARE_NBYTES) // max(1, cost)
+            count = max(min(count, MIN_SLOTS), min(count - 1, self.loaders + 1), min(count, roomy))
         if nbytes:
             count = min(count, self._arena.nbytes // nbytes)
         grows = self._auto and self._fixed is None and not remembered

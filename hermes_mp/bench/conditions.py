@@ -63,7 +63,7 @@ class Conditions:
             stack.enter_context(board.setting(knob, str(regime.read_ahead_kib)))
         if knob.exists():
             texts.append(f"kernel read-ahead {knob.read_text().strip()} KiB")
-        texts.append("before a cold run files are evicted, and memory is touched and freed")
+        texts.append("before a cold run files are evicted, the machine rests, and memory is at hand")
         for subject in group.subjects:
             self.renew(subject)
         self.text = "; ".join(texts)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ PEER_S = 600.0  # with too little page cache it does not end, rather than being 
 YIELDING = 0.6  # after a kill the peer is given so much less memory for weights, and may try again
 TRIES = 4
 BESIDE_NBYTES = 1 << 30  # that a run takes beside weights, about: interpreter, libraries, activations
+TAKEN_BACK, REST_S = 400e6, 30.0  # bytes per second that the host of a virtual machine takes back; so long at most
 WARM = 0.05  # a file of which more is in the page cache is not cold
 
 
@@ -194,10 +196,14 @@ class _GroupRun:
         return self._group.cgroup is None and all(one.memory is None for one in self._group.subjects)
 
     def _chill(self, subject: Subject, *others: Path) -> float:
-        """Before a cold run: files out of the page cache, but memory at hand. The share of the files still cached."""
+        """Before a cold run: files out of the page cache, but memory at hand, and what the run before it freed is taken
+        back. The share of the files still cached."""
         cached = board.evict([*self._model.files, *others])
-        weights = 0 if subject.backend in OURS else self._model.facts.nbytes  # the arena has its memory
-        board.touch_memory(weights + BESIDE_NBYTES)
+        time.sleep(min(REST_S, self._model.facts.nbytes / TAKEN_BACK))
+        if subject.backend not in OURS:
+            board.touch_memory(self._model.facts.nbytes + BESIDE_NBYTES)
+        elif not self._has_room():  # else arena and heap have their memory
+            board.touch_memory(BESIDE_NBYTES)
         return cached
 
     def _start(self, subject: Subject, trace: Path | None = None) -> WorkerProcess:
