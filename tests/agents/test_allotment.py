@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from hermes_mp.agents.allotment import Allotment
-from hermes_mp.core.budget import Needs, Spare
+from hermes_mp.agents.allotment import AHEAD_SPARE_NBYTES, Allotment
+from hermes_mp.core.budget import Needs, Spare, slot_cost
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.host.arena import Arena
 from hermes_mp.messages import Range, SlotNo
@@ -59,3 +59,28 @@ def test_the_budget_pays_for_the_last_huge_page(arena: Arena) -> None:
             allotment.add()
         assert 0 < arena.allocated_nbytes() <= budget
         allotment.clear()
+
+
+@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize(
+    ("spare_nbytes", "slots", "ahead"),
+    [
+        (AHEAD_SPARE_NBYTES, 20, 20),
+        (AHEAD_SPARE_NBYTES - 1, 20, 19),
+        (AHEAD_SPARE_NBYTES, 99, 40),  # there are no more units
+        (AHEAD_SPARE_NBYTES // 2, 3, 4),  # a window's worth
+        (0, 20, 4),
+        (0, 4, 3),
+        (0, 2, 2),
+    ],
+)
+def test_what_is_remembered_fills_what_is_surely_there(
+    arena: Arena, auto: bool, spare_nbytes: int, slots: int, ahead: int
+) -> None:
+    """`spare_nbytes` of the budget are left beside `slots` slots."""
+    needs = Needs(5 << 20, 3 << 20, 200 << 20, 50 << 20)
+    budget = needs.total + slots * slot_cost(1 << 20, 3) + spare_nbytes
+    allotment = Allotment(arena, "auto" if auto else budget, 3, None)
+    assert allotment.divide(units(1 << 20, 40), needs, Spare(budget, budget), True) == ahead
+    most = min(40, slots + spare_nbytes // slot_cost(1 << 20, 3))
+    assert allotment.divide(units(1 << 20, 40), needs, Spare(budget, budget), False) == most
