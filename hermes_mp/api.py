@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hermes_mp.agents.daemon import COMPUTE
+from hermes_mp.agents.computing import CALLER
 from hermes_mp.agents.quarters import make_arena
 from hermes_mp.agents.supplying import LinkedSupply, listen
 from hermes_mp.config import RunConfig
@@ -156,7 +156,7 @@ class _Behind:
                 raise revived(said["exit_code"], said["text"])
             endpoint = str(said["endpoint"])
             self._run_dir = Path(endpoint.removeprefix("ipc://")).parent
-            link: Link[ToCompute] = Link(endpoint, COMPUTE, ToCompute, daemon_fd=self._daemon.pidfd)
+            link: Link[ToCompute] = Link(endpoint, CALLER, ToCompute, daemon_fd=self._daemon.pidfd)
             self.supply = LinkedSupply(link, self._arena, self._pid)
         except BaseException:
             self._stop_daemon()

@@ -144,10 +144,26 @@ def _option(default: object, kind: Kind, help: str, metavar: str, group: str) ->
 
 
 _RUN, _REQUEST, _SAMPLING, _OUTPUT = "the run", "the request", "text generation", "what is shown"
+_LOOKED_AT = "what is looked at"
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class Config:
+    """What a command may be told; its values are checked as they are set."""
+
+    def __post_init__(self) -> None:
+        for one, option in options_of(type(self)):
+            value = getattr(self, one.name)
+            if value is None and one.default is None:
+                continue
+            try:
+                object.__setattr__(self, one.name, option.kind.check(value))
+            except ValueError:
+                raise BadOption(f"{one.name} takes {option.kind.what}, not {value!r}", "") from None
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
     """What a run needs, before any request."""
 
     model: str | None = _option(
@@ -174,21 +190,15 @@ class RunConfig:
     )  # fmt: skip
     threads: int | None = _option(None, _whole(1, 1024), "threads that compute (default: torch decides)", "N", _RUN)
 
-    def __post_init__(self) -> None:
-        for one, option in options_of(type(self)):
-            value = getattr(self, one.name)
-            if value is None and one.default is None:
-                continue
-            try:
-                object.__setattr__(self, one.name, option.kind.check(value))
-            except ValueError:
-                raise BadOption(f"{one.name} takes {option.kind.what}, not {value!r}", "") from None
-
 
 @dataclass(frozen=True)
 class LaunchConfig(RunConfig):
     """A run of `hermes-launch`: the run, its requests, and what is shown."""
 
+    timeout: float = _option(
+        60.0, _number(0, 86400), "end the run where the process that computes has work and does nothing for so many "
+        "seconds; 0: never", "SECONDS", _RUN,
+    )  # fmt: skip
     prompt: tuple[str, ...] = _option((), TEXTS, "text to be continued by a generating model", "TEXT", _REQUEST)
     text: tuple[str, ...] = _option(
         (), TEXTS, "text to be classified, filled in ([MASK]), embedded or ranked", "TEXT", _REQUEST
@@ -233,7 +243,24 @@ class PlanConfig(RunConfig):
     json: bool = _option(False, SWITCH, "print one JSON object on standard output (docs/json.md)", "", _OUTPUT)
 
 
-def options_of(config: type[RunConfig]) -> Iterator[tuple[Field[Any], Option]]:
+@dataclass(frozen=True)
+class DoctorConfig(Config):
+    """A question to `hermes-doctor`: what can this machine do?"""
+
+    model: str | None = _option(
+        None, TEXT, "try the disk with the weights of this directory or hub id", "MODEL", _LOOKED_AT
+    )
+    json: bool = _option(False, SWITCH, "print one JSON object on standard output (docs/json.md)", "", _OUTPUT)
+
+
+@dataclass(frozen=True)
+class PsConfig(Config):
+    """A question to `hermes-ps`: what runs here?"""
+
+    json: bool = _option(False, SWITCH, "print one JSON object on standard output (docs/json.md)", "", _OUTPUT)
+
+
+def options_of(config: type[Config]) -> Iterator[tuple[Field[Any], Option]]:
     """Fields of a config class with their options, in order."""
     for one in fields(config):
         assert one.default is not MISSING

@@ -193,6 +193,13 @@ class LoadersLost(PeerError):
     exit_code = 43
 
 
+class AnswerDiffers(PeerError):
+    """A replay after a restart said something else than the lost process had."""
+
+    exit_code = 44
+    attempt = "run it again; please report this if it stays so"
+
+
 class NeedsAllWeights(HermesError):
     """The call needs all weights at once; a streamed model holds a few layers at a time."""
 

@@ -343,6 +343,23 @@ class ComputeFailed:
     traceback: str
 
 
+# --- hermes-ps -> daemon, and back
+
+
+@dataclass(frozen=True)
+class AskStatus:
+    """Say how the run is, at this moment."""
+
+
+@dataclass(frozen=True)
+class StatusTold:
+    """Part `part` of how the run is, a JSON text; see docs/json.md."""
+
+    part: int
+    last: bool
+    text: str
+
+
 ToLoader = OpenFile | LoadUnit | StopLoader
 FromLoader = LoaderStarted | UnitLoaded | LoadFailed | LoaderFailed
 ToCompute = UnitReady | RecallUnit | UnitFailed | SlotsDivided | RunRequest | StopCompute
@@ -350,3 +367,5 @@ FromCompute = (
     ComputeStarted | FileNamed | UnitDescribed | UnitsDescribed | AskUnit | UnitDone | RowsRead
     | PassForecast | PassStarted | PassEnded | Progress | TextStreamed | RequestAnswered | RequestFailed | ComputeFailed
 )  # fmt: skip
+FromViewer = AskStatus
+ToViewer = StatusTold

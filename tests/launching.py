@@ -69,6 +69,7 @@ class Launch:
         command = [sys.executable, "-m", "hermes_mp.cli.launch", *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", **(env or {})}
         self._seen = {"out": bytearray(), "err": bytearray()}
+        self._terminal = -1
         self.silences: list[float] = []  # between two pieces of output
         self._last_s = self._started_s = time.monotonic()
         if terminal:
@@ -81,6 +82,7 @@ class Launch:
             os.close(theirs)
             self._fds = {mine: "out"}
             self._input = mine
+            self._terminal = os.dup(mine)  # to be looked at after the end
         else:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE if lines else subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -129,11 +131,17 @@ class Launch:
         self._fds.pop(self._process.stdout.fileno(), None)
         self._process.stdout.close()
 
+    def terminal_settings(self) -> list[Any]:
+        """How the terminal behaves: echo, signals, and so on."""
+        return termios.tcgetattr(self._terminal)
+
     def close_terminal(self) -> None:
         """As a window that is closed."""
         (mine,) = self._fds
         self._fds.clear()
         os.close(mine)
+        os.close(self._terminal)
+        self._terminal = -1
 
     def ended(self) -> Ended:
         """Wait for the end; everything of the run must be gone with it."""
@@ -225,7 +233,7 @@ class Launch:
             if stream is not None:
                 stream.close()
         if self._process.stdout is None:
-            for fd in self._fds:
+            for fd in (*self._fds, *([self._terminal] if self._terminal >= 0 else [])):
                 os.close(fd)
 
 

@@ -19,7 +19,7 @@ FOLDERS = {
     "hermes_mp/models/tasks": "what a model is for",
     "hermes_mp/agents": "the processes: thin shells around core",
     "hermes_mp/bench": "hermes-bench: modes, disks and peers side by side",
-    "hermes_mp/cli": "hermes-launch, hermes-bench",
+    "hermes_mp/cli": "the commands",
     "benchmarks": "scripts that print the figures above",
     "cluster": "what a board needs",
     "docs": "the JSON of --json, the exit codes, hermes-bench",

@@ -53,6 +53,13 @@ PURE = {
 }  # fmt: skip
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
 
+# What runs code that it finds in data.
+EXECUTING_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+EXECUTING_NAMES = {"eval", "exec", "compile", "__import__"}
+EXECUTING_METHODS = (
+    "torch.load", "numpy.load", "np.load", "yaml.load", "recv_pyobj", "send_pyobj", "builtins.exec", "builtins.eval",
+)  # fmt: skip
+
 # What a process of an agent may load beyond the standard library, and what of that it must not.
 AGENT_PACKAGES = {
     "hermes_mp.agents.loader": {"hermes_mp", "zmq", "msgpack"},
@@ -153,6 +160,47 @@ def test_a_benchmark_imports_no_torch_but_in_its_workers() -> None:
     """It would take memory and threads beside what it measures."""
     assert not {"torch", "transformers", "numpy"} & loaded_modules("hermes_mp.bench.measure")
     assert not {"torch", "transformers", "numpy", "matplotlib"} & loaded_modules("hermes_mp.cli.bench")
+
+
+def executing(source: str) -> list[str]:
+    """What of this source would run code that comes in data: calls, by line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [f"line {node.lineno}: {name}" for name in names if name.partition(".")[0] in EXECUTING_MODULES]
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        safe_load = name.endswith("torch.load") and words.get("weights_only") == "True"
+        if name in EXECUTING_NAMES or (name.endswith(EXECUTING_METHODS) and not safe_load):
+            found.append(f"line {node.lineno}: {name}")
+        if words.get("trust_remote_code", "False") != "False":
+            found.append(f"line {node.lineno}: trust_remote_code")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_no_data_is_run_as_code(path: Path) -> None:
+    assert not executing(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from marshal import loads", "import os, shelve", "import cloudpickle as c", "eval(text)",
+        "exec(text)", "builtins.exec(text)", "torch.load(path)", "torch.load(path, weights_only=False)",
+        "socket.recv_pyobj()", "f(x, trust_remote_code=True)", "numpy.load(path, allow_pickle=True)", "yaml.load(text)",
+    ],
+)  # fmt: skip
+def test_what_would_run_data_is_found(source: str) -> None:
+    assert executing(source)
+
+
+@pytest.mark.parametrize("source", ["torch.load(path, weights_only=True)", "model.eval()", "json.load(file)"])
+def test_what_runs_no_data_is_not(source: str) -> None:
+    assert not executing(source)
 
 
 def test_launch_and_cluster_are_no_packages() -> None:

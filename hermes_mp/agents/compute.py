@@ -43,7 +43,7 @@ IMAGE_NBYTES = 112 << 20  # wished for: to decode a JPEG of 12 megapixels and tu
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`arguments`: one JSON text, see `Daemon._spawn_compute`. Exit code 0, or that of the error it reported."""
+    """`arguments`: one JSON text, see `Daemon._compute_settings`. Exit code 0, or that of the error it reported."""
     settings: dict[str, Any] = json.loads(arguments[0])
     ignore_interrupts()
     take_usual_turns()  # the daemon's are short
@@ -143,7 +143,7 @@ class _Compute:
                 return
             whole = self._whole(request)
             if whole is not None:
-                self._answer(task, request, whole | room)
+                self._answer(task, request, whole | room | {"number": request.request})
 
     def _whole(self, request: RunRequest) -> dict[str, Any] | None:
         text = self.parts.pop(request.request, "") + request.text

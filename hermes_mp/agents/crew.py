@@ -5,6 +5,7 @@ It is the first thing a run makes, so that the loaders start up while the daemon
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hermes_mp.agents.loader_arguments import LoaderArguments
 from hermes_mp.core import lifecycle
-from hermes_mp.core.lifecycle import AllLost, Crew, Happened, Spawn
+from hermes_mp.core.lifecycle import AllLost, Crew, Happened, Spawn, State
 from hermes_mp.core.report import counted
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.children import LOADER_OOM_SCORE, Child, DeathPipe, spawn
@@ -36,9 +37,11 @@ class LoaderCrew:
         self._on_gone: Callable[[LoaderNo, Epoch], None] = lambda loader, epoch: None
         self._on_lost: Callable[[str], None] = lambda why: None
         self._say: Callable[[str], None] = lambda text: None
+        self._on_heard: Callable[[bytes], object] = functools.partial(os.write, 2)
         self.progress = ProgressBoard.create()
         self._children: dict[tuple[LoaderNo, Epoch], Child] = {}
         self._by_fd: dict[int, tuple[LoaderNo, Epoch]] = {}
+        self._voices: dict[int, tuple[LoaderNo, Epoch]] = {}
         self._retired: set[tuple[LoaderNo, Epoch]] = set()
         self._stopping = False
 
@@ -48,10 +51,15 @@ class LoaderCrew:
         on_gone: Callable[[LoaderNo, Epoch], None],
         on_lost: Callable[[str], None],
         say: Callable[[str], None],
+        on_heard: Callable[[bytes], object],
     ) -> None:
-        """`on_gone` hears of each loader that the kernel has ended, `on_lost` when the last is not replaced."""
+        """`on_gone` hears of each loader that the kernel has ended, `on_lost` when the last is not replaced.
+
+        `say` takes a line of ours, `on_heard` what loaders write to their standard error.
+        """
         self._poller, self._on_gone, self._on_lost, self._say = poller, on_gone, on_lost, say
-        for fd in self._by_fd:
+        self._on_heard = on_heard
+        for fd in (*self._by_fd, *self._voices):
             poller.watch(fd)
 
     def start(self) -> None:
@@ -68,6 +76,15 @@ class LoaderCrew:
         """Process ids by the name a report shows."""
         return {f"loader {number}": child.pid for (number, _), child in self._children.items()}
 
+    def states(self) -> list[tuple[LoaderNo, Epoch, int, str]]:
+        """Of each present incarnation its process number and the state that its table says."""
+        found = []
+        for (number, epoch), child in self._children.items():
+            member = self._crew.members.get(number)
+            state = member[1].state if member is not None and member[0] == epoch else State.STOPPING
+            found.append((number, epoch, child.pid, state.value))
+        return found
+
     def members(self) -> list[tuple[LoaderNo, Epoch]]:
         return list(self._children)
 
@@ -82,12 +99,29 @@ class LoaderCrew:
             child.kill()
 
     def readable(self, fd: int) -> bool:
-        """Handle a pidfd that became readable; False where it is none of ours."""
+        """Handle a pidfd or a voice that became readable; False where it is none of ours."""
+        if fd in self._voices:
+            self._hear(self._voices[fd])
+            return True
         key = self._by_fd.get(fd)
         if key is None:
             return False
         self._reap(key, 0.0)
         return True
+
+    def _hear(self, key: tuple[LoaderNo, Epoch]) -> None:
+        child = self._children[key]
+        fd = child.voice_fd
+        data = child.hear()
+        if data:
+            self._on_heard(data)
+        elif data is None:
+            self._forget_voice(fd)
+
+    def _forget_voice(self, fd: int) -> None:
+        del self._voices[fd]
+        if self._poller is not None:
+            self._poller.forget(fd)
 
     def settle(self, timeout_s: float) -> bool:
         """Wait until all present loaders, just killed, are gone (else False); their successors are on their way."""
@@ -119,12 +153,18 @@ class LoaderCrew:
             if self._poller is not None:
                 self._poller.watch(pidfd)
             return
+        if child.voice_fd >= 0:
+            self._forget_voice(child.voice_fd)
+            self._on_heard(child.hear_out())
         del self._children[key], self._by_fd[pidfd]
         number, epoch = key
+        actions = self._crew.handle(number, epoch, Happened.EXITED, time.monotonic_ns())
         if not self._stopping and key not in self._retired:
-            self._say(f"loader {number} ended ({cause})")
+            words = f', its last words: "{child.last_words}"' if child.last_words else ""
+            then = "; it is replaced" if any(isinstance(action, Spawn) for action in actions) else ""
+            self._say(f"loader {number} (epoch {epoch}) ended ({cause}){words}{then}")
         self._on_gone(number, epoch)
-        self._perform(self._crew.handle(number, epoch, Happened.EXITED, time.monotonic_ns()))
+        self._perform(actions)
 
     def _perform(self, actions: list[lifecycle.Action]) -> None:
         for action in actions:
@@ -154,8 +194,10 @@ class LoaderCrew:
             arguments.pass_fds,
             LOADER_OOM_SCORE,
             light=True,
+            hear=True,
         )
         self._children[loader, epoch] = child
-        self._by_fd[child.pidfd] = (loader, epoch)
+        self._by_fd[child.pidfd] = self._voices[child.voice_fd] = (loader, epoch)
         if self._poller is not None:
             self._poller.watch(child.pidfd)
+            self._poller.watch(child.voice_fd)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hermes_mp.agents import status
 from hermes_mp.agents.accounting import Accounting
 from hermes_mp.agents.adapting import Adapting
 from hermes_mp.agents.allotment import Allotment
+from hermes_mp.agents.computing import Computing
 from hermes_mp.agents.front import Front
 from hermes_mp.agents.quarters import LEAVE_S, Quarters
 from hermes_mp.core import pipeload
@@ -23,6 +24,7 @@ from hermes_mp.core.budget import MIN_SLOTS, Needs
 from hermes_mp.core.lifecycle import Happened
 from hermes_mp.core.pipeload import (
     Announce,
+    ComputeGone,
     Kill,
     Load,
     LoaderGone,
@@ -36,11 +38,11 @@ from hermes_mp.core.pipeload import (
     Tick,
 )
 from hermes_mp.core.report import counted
+from hermes_mp.core.stillness import Stillness
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, ReadFailed, revived
-from hermes_mp.host import environment, unitcache
+from hermes_mp.host import unitcache
 from hermes_mp.host.checkpoint import Checkpoint
-from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, spawn
 from hermes_mp.host.scheduling import take_short_turns
 from hermes_mp.host.wire import Hub, Peer, Poller
 from hermes_mp.messages import (
@@ -64,7 +66,6 @@ from hermes_mp.messages import (
     RunPlan,
     RunRequest,
     SlotsDivided,
-    StopCompute,
     StopLoader,
     Ticket,
     UnitDescribed,
@@ -78,7 +79,6 @@ from hermes_mp.messages import (
 )
 
 TURN_S = 0.1  # the longest sleep of the loop: memory is sampled and the person kept informed this often
-COMPUTE = Peer("compute", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class DaemonSettings:
     sample_exactly: bool = False
     slots: int | None = None  # so many, whatever the budget says; for tests and benchmarks
     eager: bool = True  # read before the first pass begins
+    timeout_s: float | None = None  # compute may stand still for so long
 
     @property
     def has_caller(self) -> bool:
@@ -109,6 +110,7 @@ class Daemon:
     def __init__(self, settings: DaemonSettings, quarters: Quarters, front: Front) -> None:
         self.settings, self.front = settings, front
         self.arena, self.crew = quarters.arena, quarters.crew
+        self.started_ns = time.monotonic_ns()
         self.over: HermesError | bool | None = False  # True or an error once the run is to end
         self.slots = Allotment(quarters.arena, settings.memory, quarters.loaders, settings.slots)
         self.adapting = Adapting(self.slots.budget_nbytes, front)
@@ -126,20 +128,21 @@ class Daemon:
         self._loading: dict[Ticket, UnitNo] = {}
         self._leased: dict[Ticket, tuple[UnitNo, Ticket]] = {}
         self._started: dict[Peer, LoaderStarted] = {}
-        self._compute: Child | None = None
         self.divided = False
-        self._outbox: deque[object] = deque()  # for compute, while it is not connected or its queue is full
+        self._stillness = Stillness(None if settings.timeout_s is None else round(settings.timeout_s * 1e9))
+        self._start: tuple[int, int] | None = None  # what the present units leave compute to start with, and reserve
 
         self._quarters = quarters
         self.hub = Hub(quarters.run_dir.path)
         self._poller = Poller()
         self._poller.watch(self.hub)
+        self.compute = Computing(self.hub, self._poller, front.heard)
         for fd in front.fds:
             self._poller.watch(fd)
         if settings.has_caller:
             self._poller.watch(settings.caller_death_fd)
         take_short_turns()
-        self.crew.attach(self._poller, self._loader_gone, self._loaders_lost, front.say)
+        self.crew.attach(self._poller, self._loader_gone, self._loaders_lost, front.say, front.heard)
 
     def __enter__(self) -> Daemon:
         return self
@@ -162,7 +165,8 @@ class Daemon:
             except HermesError:
                 self.mind = None  # compute's own figures will tell; a guess refuses nobody
         if not self.settings.has_caller:
-            self._spawn_compute()
+            self.compute.start(self._compute_settings(), (self._quarters.death.read_fd, self.arena.fd))
+            self.accounting.compute = self.compute.pid
 
     def run(self) -> None:
         """Work until the front or compute ends the run; raises the error that ended it."""
@@ -181,7 +185,7 @@ class Daemon:
         text = json.dumps(request)
         parts = [text[at : at + MAX_TEXT_CHARS] for at in range(0, len(text), MAX_TEXT_CHARS)]
         for index, part in enumerate(parts):
-            self._to_compute(RunRequest(number, index, index == len(parts) - 1, final, part))
+            self.compute.send(RunRequest(number, index, index == len(parts) - 1, final, part))
 
     def watch(self, fd: int) -> None:
         """The front wants to know when this descriptor is readable."""
@@ -196,20 +200,15 @@ class Daemon:
         if self.over is False:
             self.over = True if error is None else error
             if error is not None and self.settings.has_caller:
-                self._to_compute(UnitFailed(UnitNo(0), error.exit_code, clip(error.line())))
+                self.compute.send(UnitFailed(UnitNo(0), error.exit_code, clip(error.line())))
 
     def close(self) -> None:
         """End all children, remove the run directory, free the arena."""
-        if self._compute is not None:
-            self._to_compute(StopCompute())
+        self.compute.ask_to_stop()
         for number, epoch in self.crew.members():
             self.hub.send(Peer("loader", number, epoch), StopLoader())
         self.crew.stop(LEAVE_S)
-        if self._compute is not None:
-            if self._compute.reap(LEAVE_S if self.over is True else 0.0) is None:
-                self._compute.kill()
-                self._compute.reap(30.0)
-            self._compute = None
+        self.compute.close(LEAVE_S if self.over is True else 0.0)
         self.hub.close(last_words=self.settings.has_caller)
         self.adapting.close()
         self._quarters.close()
@@ -223,7 +222,7 @@ class Daemon:
         return TURN_S if wake is None else min(TURN_S, max(0.0, (wake - time.monotonic_ns()) / 1e9))
 
     def _turn(self) -> None:
-        self._flush()
+        self.compute.flush()
         self._adapt()
         self._add_slot()
         if self.mind is not None:
@@ -234,16 +233,18 @@ class Daemon:
                 self._feed(Tick())
         if self.accounting.due():
             self.sample()
+            self._judge_compute()
         self.front.tick()
 
     def _readable(self, fd: int) -> None:
         self._drain()  # last words come before the kernel's notice
         if fd == self.settings.caller_death_fd:
             self.end()
-        elif self._compute is not None and fd == self._compute.pidfd:
-            self._poller.forget(fd)
-            cause = self._compute.reap(0.0)
-            self.end(ComputeLost(f"compute ended ({cause})", "see above; with too little memory lower --context"))
+        elif self.compute.owns(fd):
+            if self.over is False:
+                self._compute_ended()
+        elif self.compute.speaks(fd):
+            pass
         elif not self.crew.readable(fd):
             self.front.readable(fd)
 
@@ -259,17 +260,25 @@ class Daemon:
             peer, message = received
             if peer.kind == "loader":
                 self._from_loader(peer, message)  # type: ignore[arg-type]  # the hub decodes by kind
-            else:
+            elif peer.kind == "viewer":
+                for told in status.parts(status.of(self)):
+                    self.hub.send(peer, told)  # one that is gone needs no answer
+            elif peer == self.compute.peer:  # else late words of one that is gone
+                self.compute.words += 1
                 self._from_compute(message)  # type: ignore[arg-type]
 
     def _distrust(self, error: BadMessage) -> None:
-        """Nonsense came: a loader is replaced, without compute there is no run, a stranger is not listened to."""
+        """Nonsense came: a child is replaced, without the caller there is no run, a stranger is not listened to."""
         peer = error.peer
-        if isinstance(peer, Peer) and peer.kind == "compute":
+        if isinstance(peer, Peer) and peer.kind == "compute" and self.settings.has_caller:
             self.end(error)
             return
         self.front.say(str(error))
-        if isinstance(peer, Peer):
+        if not isinstance(peer, Peer):
+            return
+        if peer == self.compute.peer:
+            self.compute.kill()
+        elif peer.kind == "loader":
             self.crew.kill(LoaderNo(peer.number), Epoch(peer.epoch))
 
     # --- loaders
@@ -328,6 +337,7 @@ class Daemon:
             self._feed(message)
         elif isinstance(message, ComputeStarted):
             self.accounting.compute = message.pid
+            self.compute.happened(Happened.STARTED)
         elif isinstance(message, FileNamed):
             self._described[0].append(UnitFile(message.path, message.nbytes))
         elif isinstance(message, UnitDescribed):
@@ -337,17 +347,18 @@ class Daemon:
         elif isinstance(message, ComputeFailed):
             if message.traceback:
                 self.front.say(message.traceback)
+            self.compute.happened(Happened.SAID_FAILED)
             self.end(revived(message.exit_code, message.text))
         else:
             if isinstance(message, PassStarted):
                 self._feed(message)
             self.front.told(message)
 
-    def _spawn_compute(self) -> None:
-        settings = {
+    def _compute_settings(self) -> dict[str, Any]:
+        """What every incarnation is told beside its epoch."""
+        return {
             "directory": str(self.settings.checkpoint.directory),
             "endpoint": self.hub.endpoint,
-            "epoch": COMPUTE.epoch,
             "parent_pid": os.getpid(),
             "death_fd": self._quarters.death.read_fd,
             "arena_fd": self.arena.fd,
@@ -360,22 +371,47 @@ class Daemon:
             "granule": self.arena.granule,
             "options": self.settings.options,
         }
-        fds = (self._quarters.death.read_fd, self.arena.fd)
-        self._compute = spawn(
-            "hermes_mp.agents.compute", "hermes: compute", [json.dumps(settings)], fds, COMPUTE_OOM_SCORE,
-            env=environment.for_computing(),
-        )  # fmt: skip
-        self.accounting.compute = self._compute.pid
-        self._poller.watch(self._compute.pidfd)
 
-    def _to_compute(self, message: object) -> None:
-        """Send, in order, as soon as compute is connected and has room; that it is gone is said elsewhere."""
-        self._outbox.append(message)
-        self._flush()
+    def _compute_ended(self) -> None:
+        """It is replaced where that is allowed: the weights that lie in slots stay there."""
+        cause, over = self.compute.reap()
+        if over is not None:
+            why = f": {over.why}" if over.why else ""
+            epoch = self.compute.peer.epoch
+            text = f"compute (epoch {epoch}) ended ({cause}){why}"
+            self.end(ComputeLost(text, "see above; with too little memory lower --context"))
+            return
+        before = self.compute.peer.epoch - 1
+        self.front.say(f"compute (epoch {before}) ended ({cause}); it is started again, and repeats the request")
+        self.accounting.compute = self.compute.pid
+        self._described = [], []
+        self._leased.clear()
+        self.divided = False
+        self._feed(ComputeGone())
+        self._leave_room_to_start()
+        self.front.compute_restarted()
 
-    def _flush(self) -> None:
-        while self._outbox and self.hub.send(COMPUTE, self._outbox[0]):
-            self._outbox.popleft()
+    def _judge_compute(self) -> None:
+        """End the run where our compute process has work, and what it works on, and does nothing."""
+        if self.settings.has_caller or self.over is not False:
+            return
+        has_work = not self.divided or self.front.busy
+        waits = self.mind is not None and self.mind.wanted
+        if self._stillness.look(has_work and not waits, self.compute.mark(), time.monotonic_ns()):
+            epoch, state = self.compute.peer.epoch, self.compute.stop_hanging()
+            self.end(ComputeLost(
+                f"compute (epoch {epoch}) has done nothing for {self.settings.timeout_s:g} s: it is {state}",
+                "run it again; on a machine that pauses processes raise --timeout",
+            ))  # fmt: skip
+
+    def _leave_room_to_start(self) -> None:
+        """Compute may take more while it starts than once it runs: so much less for slots, until it has started."""
+        if self.mind is None or self._start is None:
+            return
+        try:
+            self._adopt(self.units, self._needs(*self._start))
+        except HermesError:  # too tight for any slot beside it
+            self._forget_units()
 
     def _divide(self, message: UnitsDescribed) -> None:
         """Compute has said everything: divide the budget by its figures, and keep the list for the next start."""
@@ -386,6 +422,7 @@ class Daemon:
         units.check()
         self.sample(exactly=True)
         self._follow(message.plan)
+        self._start = None
         needs = self._needs(message.base_nbytes, message.reserve_nbytes, message.wish_nbytes)
         try:
             if self.mind is not None and units != self.units:
@@ -394,12 +431,13 @@ class Daemon:
         except HermesError as error:
             self.end(error)
             return
+        self._start = max(message.base_nbytes, needs.start - message.reserve_nbytes), message.reserve_nbytes
         entry = unitcache.Remembered(units, message.base_nbytes, needs.start, message.reserve_nbytes, self.plan)
         unitcache.remember(self._cache, entry)
         if self.settings.loaders is None:
             unitcache.remember_loaders(str(self.settings.checkpoint.directory), self.plan.loaders)
         self.divided = True
-        self._to_compute(SlotsDivided(self.slots.planned, self.slots.slot_nbytes, self.slots.reserve_nbytes))
+        self.compute.send(SlotsDivided(self.slots.planned, self.slots.slot_nbytes, self.slots.reserve_nbytes))
         self.front.ready(units)
 
     # --- units and slots
@@ -444,8 +482,12 @@ class Daemon:
         self._add_slot()
 
     def _forget_guess(self) -> None:
-        """The remembered units were wrong. A loader that is still reading them must be gone before slots are reused."""
+        """The remembered units were wrong."""
         self.front.say("the remembered units of this model were out of date; its weights are read anew")
+        self._forget_units()
+
+    def _forget_units(self) -> None:
+        """Begin anew. A loader that is still reading must be gone before its slot is reused."""
         self.mind = None
         for number, epoch in self.crew.members():
             self.crew.kill(number, epoch)
@@ -504,11 +546,11 @@ class Daemon:
         elif isinstance(action, Announce):
             assert self.mind is not None
             self._leased[action.ticket] = (action.unit, self.mind.slots.all[action.slot].loaded_by)
-            self._to_compute(UnitReady(action.ticket, action.unit, self.slots.bases[action.slot], action.keep))
+            self.compute.send(UnitReady(action.ticket, action.unit, self.slots.bases[action.slot], action.keep))
         elif isinstance(action, Recall):
-            self._to_compute(RecallUnit(action.ticket, action.unit))
+            self.compute.send(RecallUnit(action.ticket, action.unit))
         elif isinstance(action, Refuse):
-            self._to_compute(UnitFailed(action.unit, action.exit_code, clip(action.text)))
+            self.compute.send(UnitFailed(action.unit, action.exit_code, clip(action.text)))
         elif isinstance(action, Kill):
             self.front.say(f"loader {action.loader} is killed: {action.why}")
             self.crew.kill(action.loader, action.epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 from hermes_mp.core.slots import Slots
@@ -14,6 +15,10 @@ class Front(Protocol):
     """It also says when the run is over. `fds` are watched for it."""
 
     fds: list[int]
+
+    @property
+    def busy(self) -> bool:
+        """Whether compute was asked for something that it has not answered."""
 
     def told(self, message: FromCompute) -> None:
         """Compute said something that is no business of the daemon's: text, answers, progress, passes."""
@@ -32,8 +37,14 @@ class Front(Protocol):
     def say(self, text: str) -> None:
         """Something worth a line: a loader was lost, slots are fewer than planned."""
 
+    def heard(self, data: bytes) -> None:
+        """What a child of ours has written to its standard error."""
+
     def restarted(self) -> None:
         """A loader that was lost has a successor."""
+
+    def compute_restarted(self) -> None:
+        """Compute was lost; its successor will be `ready`, and is then to be asked the same once more."""
 
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
 
@@ -54,6 +65,10 @@ class SilentFront:
     def __init__(self) -> None:
         self.fds: list[int] = []
 
+    @property
+    def busy(self) -> bool:
+        return False
+
     def told(self, message: FromCompute) -> None: ...
 
     def loaded(self, message: UnitLoaded, unit: UnitNo) -> None: ...
@@ -66,7 +81,13 @@ class SilentFront:
 
     def say(self, text: str) -> None: ...
 
+    def heard(self, data: bytes) -> None:
+        if data:
+            os.write(2, data)
+
     def restarted(self) -> None: ...
+
+    def compute_restarted(self) -> None: ...
 
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None: ...
 

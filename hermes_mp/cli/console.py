@@ -118,6 +118,11 @@ class Console:
         if not self._quiet:
             self._write_err(f"{PROGRAM}: {text}\n")
 
+    def child_wrote(self, text: str) -> None:
+        """What a process of ours wrote to its standard error: warnings of libraries, mostly."""
+        if text:
+            self._write_err(text)
+
     def error(self, line: str, exit_code: int) -> None:
         """The run is over."""
         self._error = {"exit_code": exit_code, "line": line}
@@ -160,8 +165,7 @@ class Console:
         if self.reader_gone:
             return
         if self._out.isatty():
-            text = "".join(one if one in "\n\t" or unicodedata.category(one) != "Cc" else "\N{REPLACEMENT CHARACTER}"
-                           for one in text)  # fmt: skip
+            text = harmless(text)
             self._column = column_after(text, self._column, shutil.get_terminal_size().columns)
         self._written_s = self._now_s
         try:
@@ -172,6 +176,8 @@ class Console:
 
     def _write_err(self, text: str) -> None:
         self._clear()
+        if self._err.isatty():
+            text = harmless(text)
         try:
             self._err.write(text)
             self._err.flush()
@@ -194,6 +200,13 @@ class Console:
         self.reader_gone = True
         if error.errno not in READER_GONE:
             raise WriteFailed(f"standard output cannot be written: {error.strerror}") from error
+
+
+def harmless(text: str) -> str:
+    """Without control characters, by which a model's words, or a file's name, would steer a terminal."""
+    return "".join(
+        one if one in "\n\t" or unicodedata.category(one) != "Cc" else "\N{REPLACEMENT CHARACTER}" for one in text
+    )
 
 
 def _dumped(value: object) -> str:

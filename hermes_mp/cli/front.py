@@ -14,6 +14,7 @@ from hermes_mp.agents.tracing import TracingFront
 from hermes_mp.cli.console import Console
 from hermes_mp.cli.lines import LineSource
 from hermes_mp.core.ledger import Ledger
+from hermes_mp.core.retelling import Retelling
 from hermes_mp.core.slots import Slots
 from hermes_mp.core.squeeze import Change
 from hermes_mp.core.unitlist import UnitList
@@ -61,7 +62,8 @@ class LaunchFront:
         self._several = len(requests) > 1
         self._label: str | None = None
         self._asked = 0
-        self._busy = False
+        self._active: tuple[int, dict[str, Any], bool] | None = None  # what compute was asked, and has not answered
+        self._told = Retelling()
         self._paused = False
         self._ready = False
         self._parts = ""
@@ -69,6 +71,10 @@ class LaunchFront:
         self._pass: PassStarted | None = None
         self._done = 0
         self._read_nbytes = 0
+
+    @property
+    def busy(self) -> bool:
+        return self._active is not None
 
     # --- what the daemon tells
 
@@ -78,7 +84,10 @@ class LaunchFront:
         residents = len(self.daemon.mind.residents) if self.daemon.mind is not None else 0
         slots = self.daemon.slots
         self._ledger.divided(slots.budget_nbytes, slots.planned, slots.slot_nbytes, residents)
-        self._next()
+        if self._active is None:
+            self._next()
+        else:
+            self._ask(self._active)
 
     def told(self, message: FromCompute) -> None:
         if self._trace is not None:
@@ -86,7 +95,7 @@ class LaunchFront:
         if isinstance(message, Progress):
             self._console.phase(message.text)
         elif isinstance(message, TextStreamed):
-            self._console.stream(message.text, self._label)
+            self._stream(message.text)
         elif isinstance(message, PassStarted):
             self._pass, self._done, self._read_nbytes = message, 0, 0
             self._ledger.pass_started(message)
@@ -127,8 +136,18 @@ class LaunchFront:
     def say(self, text: str) -> None:
         self._console.note(text)
 
+    def heard(self, data: bytes) -> None:
+        self._console.child_wrote(data.decode("utf-8", "replace"))
+
     def restarted(self) -> None:
         self._ledger.loader_restarted()
+
+    def compute_restarted(self) -> None:
+        self._ready, self._parts, self._pass = False, "", None
+        self._told.restart()
+        self._ledger.compute_restarted()
+        if self._trace is not None:
+            self._trace.writer.instant("daemon", "compute is started again", time.monotonic_ns())
 
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None:
         self._ledger.memory_sampled({**by_process, "slots": arena_nbytes}, exact)
@@ -161,7 +180,7 @@ class LaunchFront:
             assert self.daemon is not None
             self.daemon.forget(fd)  # in the second case for now: a pipe may hold millions of lines
             self._paused = not self._lines.ended
-        if self._ready and not self._busy:
+        if self._ready and self._active is None:
             self._next()
 
     def tick(self) -> None:
@@ -178,7 +197,7 @@ class LaunchFront:
     def _next(self) -> None:
         """Hand out the next request; without one wait for a line, or end where none can come."""
         assert self.daemon is not None
-        self._busy = False
+        self._active = None
         more_may_come = self._lines is not None and not self._lines.ended
         if not self._requests:
             if more_may_come:
@@ -191,11 +210,26 @@ class LaunchFront:
             self._paused = False
             self.daemon.watch(self._lines.fileno())
         self._label = label_of(request) if self._several else None
-        self._busy = True
+        self._active = self._asked, request, not self._requests and not more_may_come
+        self._told = Retelling()
+        self._asked += 1
+        self._ask(self._active)
+
+    def _ask(self, active: tuple[int, dict[str, Any], bool]) -> None:
+        assert self.daemon is not None
         self._ledger.request_started()
         self._console.phase("preparing the request")
-        self.daemon.request(self._asked, request, final=not self._requests and not more_may_come)
-        self._asked += 1
+        self.daemon.request(*active)
+
+    def _stream(self, text: str) -> None:
+        assert self.daemon is not None
+        try:
+            new = self._told.tell(text)
+        except HermesError as error:
+            self.daemon.end(error)
+            return
+        if new:
+            self._console.stream(new, self._label)
 
     def _pass_ended(self, message: PassEnded) -> None:
         self._pass = None

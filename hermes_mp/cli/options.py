@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
-from hermes_mp.config import LaunchConfig, Option, RunConfig, options_of
+from hermes_mp.config import Config, LaunchConfig, Option, options_of
 from hermes_mp.errors import BadOption
 
-C = TypeVar("C", bound=RunConfig)
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from hermes_mp.agents.planning import MODEL_S, gather
 from hermes_mp.agents.profiler import ProfilerSettings
 from hermes_mp.cli import embedded
 from hermes_mp.cli.options import Command, parse_for
+from hermes_mp.cli.output import print_out, refused
 from hermes_mp.cli.plan_text import SCHEMA, Found, as_object, as_text
 from hermes_mp.config import PlanConfig
 from hermes_mp.core.advice import fits_at_4_bits, helps
 from hermes_mp.core.planner import plan, table
-from hermes_mp.errors import HermesError, WriteFailed
+from hermes_mp.errors import HermesError
 from hermes_mp.host import hub
 from hermes_mp.host.checkpoint import find_checkpoint
 
@@ -48,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         config = parse_for(COMMAND, words)
         found = _find(config, _teller(config.json))
         text = json.dumps(as_object(found)) if config.json else as_text(found)
-        _print(text)
+        print_out(text)
     except HermesError as error:
-        return _refused(error, "--json" in words)
+        return refused(COMMAND.program, SCHEMA, error, "--json" in words)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -101,22 +102,6 @@ def _teller(as_json: bool) -> Callable[[str], None]:
         print(f"{COMMAND.program}: {text}", file=sys.stderr, flush=True)
 
     return say
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        raise WriteFailed(f"standard output cannot be written: {error.strerror}") from error
-
-
-def _refused(error: HermesError, as_json: bool) -> int:
-    print(f"{COMMAND.program}: {error.line()}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({"schema": SCHEMA, "error": {"exit_code": error.exit_code, "line": error.line()}}))
-    return error.exit_code
 
 
 if __name__ == "__main__":

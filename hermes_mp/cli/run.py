@@ -45,6 +45,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     settings = DaemonSettings(
         checkpoint, config.loaders, config.memory, config.context, config.batch, config.dtype, config.threads,
         options=_task_options(config), sample_exactly=config.sample_memory,
+        timeout_s=config.timeout or None,
     )  # fmt: skip
     if trace is not None:
         trace.instant("daemon", "command started", started_ns)
@@ -92,6 +93,8 @@ def _requests(config: LaunchConfig) -> tuple[list[dict[str, Any]], LineSource | 
 
 def _task_options(config: LaunchConfig) -> dict[str, Any]:
     """What the task in the compute process needs of the options, as JSON holds it."""
-    return {
+    options = {
         name: value for name, value in asdict(config).items() if name not in ("prompt", "text", "image", "token_ids")
     }
+    # Drawn here, as torch would: a compute that is started again repeats what its predecessor drew.
+    return options | {"run_seed": int.from_bytes(os.urandom(7), "big")}

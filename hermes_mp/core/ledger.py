@@ -32,6 +32,7 @@ class Ledger:
         self.residents = 0
         self.pages = "small"  # what the arena's pages turned out to be: known at the end
         self.loaders_restarted = 0
+        self.compute_restarts = 0
         self.plan = RunPlan()
         self._first_read_ns: int | None = None
         self._direct: set[bool] = set()
@@ -67,6 +68,11 @@ class Ledger:
     def loader_restarted(self) -> None:
         """A loader died and was replaced."""
         self.loaders_restarted += 1
+
+    def compute_restarted(self) -> None:
+        """Compute died and was replaced; the pass it was in counts for nothing but its bytes."""
+        self.compute_restarts += 1
+        self._pass, self._pass_read_nbytes, self._last_end_ns = None, 0, None
 
     def unit_loaded(self, message: UnitLoaded) -> None:
         """Bytes came; whether they are of use is known at their first `UnitDone`."""
@@ -142,6 +148,7 @@ class Ledger:
             ),
             loaders=self.loaders,
             loaders_restarted=self.loaders_restarted,
+            compute_restarted=self.compute_restarts,
             slots=self.slots,
             slot_nbytes=self.slot_nbytes,
             residents=self.residents,

@@ -1,4 +1,4 @@
-"""A child's life as a table, and when a loader that died is started again. It knows no process and no clock.
+"""A child's life as a table, and when one that died is started again. It knows no process and no clock.
 
 A pair of state and event that is not in the table is a bug of ours and raises with the story so far: to signal or to
 reap a process twice could hit a stranger that got its number. Late words of a dead child are legal: the kernel's
@@ -126,6 +126,28 @@ class AllLost:
 Action = Spawn | Abandon | AllLost
 
 
+class Restarts:
+    """At most `limit` of them within `window_ns`."""
+
+    def __init__(self, limit: int, window_ns: int) -> None:
+        self._limit = limit
+        self._window_ns = window_ns
+        self._at: deque[int] = deque()
+
+    def grant(self, now_ns: int) -> bool:
+        """Whether there may be another one now; if so it counts."""
+        while self._at and now_ns - self._at[0] >= self._window_ns:
+            self._at.popleft()
+        if len(self._at) >= self._limit:
+            return False
+        self._at.append(now_ns)
+        return True
+
+    @property
+    def why_not(self) -> str:
+        return f"it died {len(self._at) + 1} times within {self._window_ns / 1e9:g} s"
+
+
 class Crew:
     """All loaders and their restarts: at most `limit` of each loader within `window_ns`, then one fewer.
 
@@ -136,9 +158,8 @@ class Crew:
 
     def __init__(self, count: int, limit: int = 5, window_ns: int = 30_000_000_000) -> None:
         self._count = count
-        self._limit = limit
-        self._window_ns = window_ns
-        self._restarts: dict[LoaderNo, deque[int]] = {}
+        self._limits = limit, window_ns
+        self._restarts: dict[LoaderNo, Restarts] = {}
         self._epochs: dict[LoaderNo, int] = {}  # the last one of each, also of those that left
         self.members: dict[LoaderNo, tuple[Epoch, Child]] = {}
 
@@ -163,12 +184,9 @@ class Crew:
             return []
         if state is State.UNFIT:
             return self._abandon(loader, "its start-up failed")
-        recent = self._restarts.setdefault(loader, deque())
-        while recent and now_ns - recent[0] >= self._window_ns:
-            recent.popleft()
-        if len(recent) >= self._limit:
-            return self._abandon(loader, f"it died {len(recent) + 1} times within {self._window_ns / 1e9:g} s")
-        recent.append(now_ns)
+        restarts = self._restarts.setdefault(loader, Restarts(*self._limits))
+        if not restarts.grant(now_ns):
+            return self._abandon(loader, restarts.why_not)
         return [self._spawn(loader, Epoch(epoch + 1))]
 
     def _spawn(self, loader: LoaderNo, epoch: Epoch) -> Spawn:
@@ -182,3 +200,45 @@ class Crew:
         if not self.members:
             actions.append(AllLost(f"loader {loader} was the last one: {why}"))
         return actions
+
+
+@dataclass(frozen=True)
+class Again:
+    """Start compute in this incarnation."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True)
+class Over:
+    """Without compute there is no run; `why` it is not started again, where its end alone does not say that."""
+
+    why: str
+
+
+class Solo:
+    """The one compute: at most `limit` restarts within `window_ns`, none after a start-up that failed."""
+
+    def __init__(self, limit: int = 3, window_ns: int = 60_000_000_000) -> None:
+        self._restarts = Restarts(limit, window_ns)
+        self._life = Child("compute, epoch 1")
+        self.epoch = Epoch(1)
+
+    @property
+    def state(self) -> State:
+        return self._life.state
+
+    def handle(self, epoch: Epoch, happened: Happened, now_ns: int) -> Again | Over | None:
+        """What this incarnation did; of an older one nothing follows."""
+        if epoch != self.epoch:
+            return None
+        state = self._life.handle(happened)
+        if happened is not Happened.EXITED or state is State.ENDED:
+            return None
+        if state is State.UNFIT:
+            return Over("")
+        if not self._restarts.grant(now_ns):
+            return Over(self._restarts.why_not)
+        self.epoch = Epoch(epoch + 1)
+        self._life = Child(f"compute, epoch {self.epoch}")
+        return Again(self.epoch)

@@ -128,6 +128,10 @@ class Loaders:
         times = [one.progress_ns + (hard_ns if one.slots[0].late else soft_ns) for one in self._busy()]
         return min(times, default=None)
 
+    def at_work(self) -> dict[tuple[LoaderNo, Epoch], list[Slot]]:
+        """The slots that each incarnation is to fill, the one that was ordered first comes first."""
+        return {key: list(loader.slots) for key, loader in self._alive.items()}
+
     def _busy(self) -> list[Loader]:
         return [loader for loader in self._alive.values() if loader.slots and not loader.killed]
 

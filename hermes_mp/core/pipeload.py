@@ -127,6 +127,11 @@ class Pipeload:
         """Read and never computed with, so far."""
         return self.slots.bytes_unused()
 
+    @property
+    def wanted(self) -> bool:
+        """Whether compute waits for a unit."""
+        return bool(self._demands)
+
     def handle(self, event: Event, now_ns: int) -> list[Action]:
         actions: list[Action] = []
         self._now_ns = now_ns

@@ -52,6 +52,7 @@ class Report:
     memory: Memory
     loaders: int
     loaders_restarted: int
+    compute_restarted: int
     slots: int
     slot_nbytes: int
     residents: int
@@ -90,6 +91,8 @@ def render_report(report: Report) -> str:
     residents = f", {counted(report.residents, 'unit')} resident" if report.residents else ""
     slots = f"{counted(report.slots, 'slot')} of {_size(report.slot_nbytes)}"
     lines.append(f"loaders   {report.loaders}{restarted}; {slots}{residents}, {report.pages} pages")
+    if report.compute_restarted:
+        lines.append(f"compute   restarted {counted(report.compute_restarted, 'time')}; its requests were repeated")
     if report.forecast_s is not None:
         how = "as profiled" if report.planned_by == "measured" else f"{report.planned_by}; `hermes-plan` measures"
         lines.append(f"plan      {report.forecast_s:.3g} s per pass was forecast ({how})")

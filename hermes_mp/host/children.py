@@ -22,6 +22,10 @@ from hermes_mp.host import memory
 
 # The kernel kills the highest score first: a lost loader costs a read, a lost compute a pass, a lost daemon the run.
 LOADER_OOM_SCORE = 900
+STATES = {
+    "R": "running", "S": "asleep", "D": "waiting for a disk", "T": "stopped", "t": "stopped by a debugger", "Z": "gone",
+}  # fmt: skip
+VOICE_NBYTES, VOICE_KEPT, LAST_WORDS_CHARS = 1 << 16, 4096, 200
 COMPUTE_OOM_SCORE = 500
 PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Not `-m`: it imports runpy (4 ms) and puts the current directory first on the path, where any file may lie.
@@ -37,12 +41,56 @@ class Child:
     pidfd: int
     _process: subprocess.Popen[bytes] = field(repr=False)
     _oom_kills: int = field(repr=False)
+    voice_fd: int = -1  # becomes readable when it has written to standard output or error; `hear` it then
+    _heard: bytes = b""
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal; nothing happens where the process has ended."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
+
+    def processor_ticks(self) -> int:
+        """The processor time that it has taken so far; of one that is gone 0."""
+        words = _stat(self.pid)
+        return int(words[11]) + int(words[12]) if words else 0
+
+    def state(self) -> str:
+        """What the kernel says it is at this moment: 'stopped', 'waiting for a disk', ..."""
+        words = _stat(self.pid)
+        return STATES.get(words[0], f"in state {words[0]}") if words else "gone"
+
+    def hear(self) -> bytes | None:
+        """What it has written since; b"" where that is nothing, None where nothing can follow: `voice_fd` is closed."""
+        if self.voice_fd < 0:
+            return None
+        try:
+            data = os.read(self.voice_fd, VOICE_NBYTES)
+        except BlockingIOError:
+            return b""
+        if not data:
+            os.close(self.voice_fd)
+            self.voice_fd = -1
+            return None
+        self._heard = (self._heard + data)[-VOICE_KEPT:]
+        return data
+
+    def hear_out(self) -> bytes:
+        """What it has written since, of one that has ended: nothing follows, `voice_fd` is closed."""
+        found = b""
+        while data := self.hear():
+            found += data
+        if self.voice_fd >= 0:  # held open by a stranger
+            os.close(self.voice_fd)
+            self.voice_fd = -1
+        return found
+
+    @property
+    def last_words(self) -> str:
+        """The last line that was heard of it, as one that a terminal may be shown; "" where there was none."""
+        lines = [line for line in self._heard.decode("utf-8", "replace").splitlines() if line.strip()]
+        line = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in (lines or [""])[-1].strip())
+        return line if len(line) <= LAST_WORDS_CHARS else line[: LAST_WORDS_CHARS - 3] + "..."
 
     def reap(self, timeout_s: float) -> str | None:
         """How it ended ('exit code 3', 'killed by SIGKILL'), or None if it has not within the timeout.
@@ -82,25 +130,49 @@ def spawn(
     oom_score: int = 0,
     light: bool = False,
     env: Mapping[str, str] | None = None,
+    hear: bool = False,
 ) -> Child:
     """Start `main(arguments)` of `module`. Its stdout is our stderr: what we print there is ours alone.
+
+    `hear`: both go into a pipe, for `Child.hear`.
 
     `light` leaves out `site` and Python's environment variables: 5 ms sooner, for modules that need neither.
     `env` is the whole environment, ours where it is None.
     """
     flags = ["-B"] * sys.dont_write_bytecode + ["-X", f"utf8={sys.flags.utf8_mode}"] + ["-I", "-S"] * light
     kills = memory.oom_kills()
-    process = subprocess.Popen(
-        [sys.executable, *flags, "-c", BOOTSTRAP.format(module), import_path(), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=2,
-        pass_fds=pass_fds,
-        start_new_session=True,
-        env=env,
-    )
-    child = Child(title, process.pid, os.pidfd_open(process.pid), process, kills)
+    voice_fd, mouth_fd = os.pipe2(os.O_CLOEXEC) if hear else (-1, 2)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *flags, "-c", BOOTSTRAP.format(module), import_path(), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=mouth_fd,
+            stderr=mouth_fd,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            env=env,
+        )
+    except BaseException:
+        if hear:
+            os.close(voice_fd)
+        raise
+    finally:
+        if hear:
+            os.close(mouth_fd)
+    if hear:
+        os.set_blocking(voice_fd, False)
+    child = Child(title, process.pid, os.pidfd_open(process.pid), process, kills, voice_fd)
     _prefer_as_victim(process.pid, oom_score)
     return child
+
+
+def _stat(pid: int) -> list[str]:
+    """The words of /proc/PID/stat behind the program's name; none where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def import_path() -> str:

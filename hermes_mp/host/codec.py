@@ -76,7 +76,7 @@ def unpack(frame: bytes | memoryview, union: object) -> Any:
 
 @functools.cache
 def _kinds(union: object) -> Mapping[str, _Shape]:
-    return {kind.__name__: _record(kind) for kind in typing.get_args(union)}
+    return {kind.__name__: _record(kind) for kind in typing.get_args(union) or (union,)}
 
 
 @functools.cache

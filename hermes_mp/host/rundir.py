@@ -7,6 +7,7 @@ process id is compared, so a reused one cannot mislead: whoever gets the lock kn
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -54,6 +55,32 @@ class RunDirectory:
             remove_path(self.path)
             os.close(self._lock_fd)
             self._lock_fd = None
+
+
+def live() -> list[Path]:
+    """The run directories of this user whose owners are alive, wherever one may be made."""
+    found: dict[str, Path] = {}
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    import tempfile
+
+    for base in (runtime, tempfile.gettempdir()):
+        with contextlib.suppress(OSError), os.scandir(base or "/nowhere") as entries:
+            found |= {os.path.realpath(entry.path): Path(entry.path) for entry in entries if _is_ours(entry)}
+    return [path for _, path in sorted(found.items()) if _is_locked(path)]
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        lock_fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock_fd)
+    return False
 
 
 def remove_path(path: Path) -> None:

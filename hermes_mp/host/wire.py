@@ -23,7 +23,7 @@ from hermes_mp.errors import BadMessage, DaemonLost, InvariantBroken
 from hermes_mp.host.codec import pack, unpack
 from hermes_mp.host.rundir import SOCKET_NAME
 from hermes_mp.host.scheduling import short_turns
-from hermes_mp.messages import MAX_FRAME_NBYTES, FromCompute, FromLoader
+from hermes_mp.messages import MAX_FRAME_NBYTES, FromCompute, FromLoader, FromViewer
 
 # Messages per queue and direction. A loader is sent at most one OpenFile per shard before it reads (the hub's largest
 # checkpoints have some 190), a compute one UnitReady per slot; each is in two queues. All 256 of 64 KiB is 16 MiB.
@@ -34,35 +34,40 @@ CONNECT_DEADLINE_S = 10.0  # 64 loaders that start at once on four slow cores ta
 SEND_DEADLINE_S = 5.0  # a busy daemon frees half a queue in well under a second
 _POLLIN = int(zmq.POLLIN)  # a plain one: arithmetic of flags costs 1 us
 
+UNIONS: dict[str, object] = {"loader": FromLoader, "compute": FromCompute, "viewer": FromViewer}
+
 M = TypeVar("M")
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One incarnation of a child; `number` is 0 for compute. `routing_id` is its name on the hub."""
+    """One incarnation of a child, `number` being 0 for compute; or the `hermes-ps` of that process number.
 
-    kind: Literal["loader", "compute"]
+    `routing_id` is its name on the hub.
+    """
+
+    kind: Literal["loader", "compute", "viewer"]
     number: int
     epoch: int
 
     @functools.cached_property
     def routing_id(self) -> bytes:
-        number = f"{self.number}-" if self.kind == "loader" else ""
+        number = "" if self.kind == "compute" else f"{self.number}-"
         return f"{self.kind}-{number}{self.epoch}".encode()
 
     @staticmethod
     @functools.lru_cache(maxsize=256)
     def parse(routing_id: bytes) -> Peer:
         """The peer of that name; raises BadMessage where it is none of ours."""
-        found = re.fullmatch(rb"(?:loader-(0|[1-9]\d{0,17})|compute)-(0|[1-9]\d{0,17})", routing_id)
+        found = re.fullmatch(rb"(?:(loader|viewer)-(0|[1-9]\d{0,17})|compute)-(0|[1-9]\d{0,17})", routing_id)
         if found is None:
             raise BadMessage(f"a peer called {routing_id[:40]!r} is none of ours")
         if found[1] is None:
-            return Peer("compute", 0, int(found[2]))
-        return Peer("loader", int(found[1]), int(found[2]))
+            return Peer("compute", 0, int(found[3]))
+        return Peer("loader" if found[1] == b"loader" else "viewer", int(found[2]), int(found[3]))
 
     def __str__(self) -> str:
-        name = f"loader {self.number}" if self.kind == "loader" else "compute"
+        name = "compute" if self.kind == "compute" else f"{self.kind} {self.number}"
         return f"{name} (epoch {self.epoch})"
 
 
@@ -96,7 +101,7 @@ class Hub:
             raise
         return True
 
-    def receive(self) -> tuple[Peer, FromLoader | FromCompute] | None:
+    def receive(self) -> tuple[Peer, FromLoader | FromCompute | FromViewer] | None:
         """The next message and who sent it, or None at once where there is none.
 
         Raises BadMessage, its text beginning with the peer's name (`peer` of the error; None where it is a stranger),
@@ -112,7 +117,7 @@ class Hub:
         try:
             if len(frames) != 1:
                 raise BadMessage(f"expected 1 frame, got {len(frames)}")
-            return peer, unpack(frames[0], FromLoader if peer.kind == "loader" else FromCompute)
+            return peer, unpack(frames[0], UNIONS[peer.kind])
         except BadMessage as wrong:
             error = BadMessage(f"{peer}: {wrong}")
             error.peer = peer

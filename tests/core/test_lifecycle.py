@@ -1,4 +1,4 @@
-"""A child's table and the restarts of loaders."""
+"""A child's table, and the restarts of loaders and compute."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_mp.core.lifecycle import TABLE, Abandon, AllLost, Child, Crew, Happened, Spawn, State
+from hermes_mp.core.lifecycle import TABLE, Abandon, Again, AllLost, Child, Crew, Happened, Over, Solo, Spawn, State
 from hermes_mp.errors import InvariantBroken
 from hermes_mp.messages import Epoch, LoaderNo
 
@@ -140,3 +140,32 @@ def test_a_crew_of_another_size() -> None:
     assert crew.resize(3)[0] == [Spawn(LoaderNo(1), Epoch(2)), Spawn(LoaderNo(2), Epoch(2))]
     assert crew.handle(LoaderNo(1), Epoch(1), Happened.EXITED, 0) == []  # late news of the one that left
     assert crew.handle(LoaderNo(0), Epoch(1), Happened.EXITED, 0) == [Spawn(LoaderNo(0), Epoch(2))]
+
+
+def end(solo: Solo, epoch: int, now_ns: int) -> object:
+    return solo.handle(Epoch(epoch), Happened.EXITED, now_ns)
+
+
+def test_compute_is_restarted_three_times_in_a_minute() -> None:
+    solo = Solo()
+    for epoch in (1, 2, 3):
+        assert solo.handle(Epoch(epoch), Happened.STARTED, epoch * S) is None
+        assert end(solo, epoch, epoch * S) == Again(Epoch(epoch + 1))
+    assert end(solo, 4, 60 * S) == Over("it died 4 times within 60 s")
+    late = Solo()
+    assert [end(late, 1, S), end(late, 2, 2 * S), end(late, 3, 3 * S)] == [Again(Epoch(one)) for one in (2, 3, 4)]
+    assert end(late, 4, 61 * S) == Again(Epoch(5))  # the first one is a minute ago
+
+
+def test_compute_that_said_why_it_cannot_go_on_is_not_restarted() -> None:
+    solo = Solo()
+    solo.handle(Epoch(1), Happened.SAID_FAILED, S)
+    assert end(solo, 1, S) == Over("")
+
+
+def test_compute_that_was_asked_to_leave_or_is_long_gone() -> None:
+    solo = Solo()
+    assert end(solo, 1, S) == Again(Epoch(2))
+    assert end(solo, 1, S) is None  # repeated news
+    solo.handle(Epoch(2), Happened.STOP_ASKED, S)
+    assert end(solo, 2, S) is None

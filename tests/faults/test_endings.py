@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from launching import Ended, Launch
+from launching import Launch
 
 ARGUMENTS = ("--prompt", "the ship", "--max-new-tokens", 60, "--loaders", 3, "--memory", "none")
 
@@ -113,28 +113,6 @@ def test_the_daemon_is_killed_while_its_loaders_are_stopped(models: Path, home: 
             run.send(pid, signal.SIGCONT)
         assert run.ended().code == -signal.SIGKILL
     assert not run_directories()
-
-
-def lost_compute(ended: Ended) -> None:
-    assert ended.code == 42
-    assert ended.line.startswith("compute ended (killed by SIGKILL)")
-    assert not run_directories()
-
-
-def test_compute_is_killed(models: Path, home: Path) -> None:
-    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
-        wait_for(run, "computing")
-        run.send(run.process("compute"), signal.SIGKILL)
-        lost_compute(run.ended())
-
-
-def test_compute_is_killed_while_it_waits_for_a_line(models: Path, home: Path) -> None:
-    with Launch(home, "--model", models / "gpt2", "--max-new-tokens", 2, lines=True) as run:
-        run.write("cold\n")
-        run.wait_for(lambda run: run.out.endswith("\n"))
-        run.send(run.process("compute"), signal.SIGKILL)
-        run.wait_for(lambda run: not run.is_running)
-        lost_compute(run.ended())
 
 
 def test_the_model_file_is_truncated_during_the_run(models: Path, home: Path) -> None:

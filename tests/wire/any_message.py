@@ -18,6 +18,8 @@ UNIONS: dict[str, Any] = {
     "FromLoader": messages.FromLoader,
     "ToCompute": messages.ToCompute,
     "FromCompute": messages.FromCompute,
+    "FromViewer": messages.FromViewer,
+    "ToViewer": messages.ToViewer,
 }
 INTS = st.integers(0, 2**63 - 1) | st.sampled_from([0, 127, 128, 255, 256, 2**31, 2**32 - 1, 2**32, 2**63 - 1])
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)  # of any script, without lone surrogates
@@ -38,9 +40,14 @@ def of_annotation(annotation: Any) -> st.SearchStrategy[Any]:
     return st.lists(of_annotation(typing.get_args(annotation)[0]), max_size=5).map(tuple)
 
 
+def kinds_of(union: Any) -> tuple[type, ...]:
+    """The messages of a union, which may be of one."""
+    return typing.get_args(union) or (union,)
+
+
 def of_union(union: Any) -> st.SearchStrategy[Any]:
     """Any message of a union."""
-    return st.one_of([of_annotation(kind) for kind in typing.get_args(union)])
+    return st.one_of([of_annotation(kind) for kind in kinds_of(union)])
 
 
 def is_well_typed(value: Any, annotation: Any) -> bool:

@@ -42,6 +42,7 @@ class TextGeneration:
         self.raw = bool(options.get("raw"))
         self.stop = tuple(options.get("stop") or ())
         self.seed: int | None = options.get("seed")
+        self.run_seed = int(options.get("run_seed") or 0)
         self.max_new_tokens = int(options.get("max_new_tokens") or 64)
         self.settings = sampling(options)
         if self.stop and self.input.tokenizer is None:
@@ -59,8 +60,8 @@ class TextGeneration:
             )
         stream = TextStream(self._decode, self.stop, say)
         listener = _Listener(stream, prompt_tokens)
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
+        # Of every request its own, so that another process can repeat it.
+        torch.manual_seed(self.run_seed + request.get("number", 0) if self.seed is None else self.seed)
         with passes(self.model, self.max_new_tokens, final), torch.no_grad():
             generated = self.model.generate(
                 **inputs, **self.settings, **self._padding(),

@@ -1,8 +1,8 @@
 """What all tasks have in common: opened for a model, then asked one request at a time.
 
 A request is a dict with one of `prompt`, `text`, `image` (a path), `token_ids`, or `line` (a line of standard input:
-whatever the model takes), and maybe of `room_nbytes`, how much memory preparing the input may take. An answer is a
-dict that JSON can hold, with its `task`; docs/json.md lists its keys.
+whatever the model takes), and maybe of `room_nbytes`, how much memory preparing the input may take, and its `number`.
+An answer is a dict that JSON can hold, with its `task`; docs/json.md lists its keys.
 """
 
 from __future__ import annotations

@@ -1,0 +1,55 @@
+"""Runs a campaign: `python -m campaigns kill --count 1000 --seed 1 --out kill.jsonl`, from tests/.
+
+A failure ends it with its seed and run number; `--run N` repeats that one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from campaigns.common import Record
+from campaigns.every import CAMPAIGNS
+from tiny_models import make_models
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m campaigns", description=__doc__)
+    parser.add_argument("campaign", choices=sorted(CAMPAIGNS))
+    parser.add_argument("--count", type=int, default=None, help="so many faults, at least (default: the full campaign)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--run", type=int, default=None, help="this run of the seed only")
+    parser.add_argument("--out", type=Path, default=None, help="one JSON object a line: every fault, every run")
+    options = parser.parse_args()
+    kind, full, _ = CAMPAIGNS[options.campaign]
+    count = options.count or full
+    with tempfile.TemporaryDirectory(prefix="hermes-campaign-") as name:
+        folder = Path(name)
+        runtime = folder / "run"
+        runtime.mkdir(mode=0o700)
+        os.environ |= {"XDG_RUNTIME_DIR": str(runtime), "XDG_CACHE_HOME": str(folder / "cache")}
+        make_models(folder / "models")
+        campaign = kind(folder / "models" / "big", folder, options.seed)
+        records: list[Record] = []
+        number = options.run or 0
+        while options.run in (None, number) and sum("role" in one for one in records) < count:
+            try:
+                for record in campaign.run(number):
+                    records.append(record)
+                    if options.out is not None:
+                        with open(options.out, "a", encoding="utf-8") as file:
+                            file.write(json.dumps(record) + "\n")
+            except AssertionError as error:  # Failed, or what the harness asserts of every run
+                print(f"{options.campaign}, seed {options.seed}, run {number}: {error}", file=sys.stderr)
+                return 1
+            number += 1
+        print(json.dumps({"campaign": options.campaign, "seed": options.seed, **campaign.summary(records)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""What campaigns share: a launch by its seed, what it should answer, and how it is at this moment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from launching import Launch, launch
+
+from hermes_mp.cli.ps import ask
+from hermes_mp.host.rundir import live
+
+PROMPTS = ("the ship", "cold water", "a small crab", "grey stones", "sails over")
+Record = dict[str, Any]
+
+
+class Failed(AssertionError):
+    """What must not happen."""
+
+
+class Campaign(Protocol):
+    """Runs by number; a record of each fault, with its `role`, and one of each run, with its exit `code`."""
+
+    def run(self, number: int) -> Iterator[Record]:
+        """Raises Failed with what was seen."""
+
+    def summary(self, records: list[Record]) -> Record:
+        """The figures."""
+
+
+class Ground:
+    """The model of a campaign and its golden answers, by `prompt`; each run has a folder and chances of its own."""
+
+    def __init__(self, name: str, model: Path, folder: Path, seed: int) -> None:
+        self.name, self._model, self._folder, self._seed = name, model, folder, seed
+        whole = launch(folder / f"{name}-golden", *self.words(1), stdin="".join(f"{one}\n" for one in PROMPTS))
+        self.answers = dict(zip(PROMPTS, whole.out.splitlines(), strict=True))
+
+    def words(self, loaders: int) -> tuple[object, ...]:
+        """A run that samples, and reads all units in every pass."""
+        return (
+            "--model", self._model, "--max-new-tokens", 12, "--loaders", loaders, "--memory", "none",
+            "--temperature", 2.0, "--seed", 5,
+        )  # fmt: skip
+
+    def chance(self, number: int) -> random.Random:
+        return random.Random(f"{self._seed}/{number}")
+
+    def home(self, number: int) -> Path:
+        return self._folder / f"{self.name}-{number}"
+
+    def record(self, number: int, **facts: Any) -> Record:
+        return {"campaign": self.name, "seed": self._seed, "run": number, **facts}
+
+
+def status_of(run: Launch) -> dict[str, Any] | None:
+    """What `hermes-ps` would show of it; None while it does not answer."""
+    for path in live():
+        status = ask(path)
+        if status is not None and status["pid"] == run.pid:
+            return status
+    return None
+
+
+def signalled(pid: int, number: signal.Signals = signal.SIGKILL) -> bool:
+    """Whether there was still somebody to be signalled."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return True
+    return False
+
+
+def pause(run: Launch, seconds: float) -> None:
+    """Let it run for so long."""
+    until_s = run.now_s + seconds
+    run.wait_for(lambda run: run.now_s >= until_s)
+
+
+def bound(faults: int) -> float:
+    """With none in so many, fewer than this share of faults fail, with 95 % confidence."""
+    return round(3 / max(1, faults), 5)

@@ -1,0 +1,15 @@
+"""All campaigns by name, with the faults of a full one and of CI's sample."""
+
+from __future__ import annotations
+
+from campaigns.daemon import DaemonCampaign
+from campaigns.end import EndCampaign
+from campaigns.kill import KillCampaign
+from campaigns.stop import StopCampaign
+
+CAMPAIGNS = {
+    "kill": (KillCampaign, 1000, 60),
+    "daemon": (DaemonCampaign, 200, 15),
+    "stop": (StopCampaign, 200, 10),
+    "end": (EndCampaign, 100, 10),
+}
