@@ -93,9 +93,12 @@ ASSUMED_DEVICE = DeviceProfile(
 
 
 def usual_beside(nbytes_per_s: float) -> tuple[float, float]:
-    """By what shares computing, and reading at this rate, are usually slower beside the other."""
+    """By what shares computing, and reading at this rate, are usually slower beside the other.
+
+    A slower disk has its next order before it has ended the last: computing hardly keeps it waiting.
+    """
     share = min(1.0, nbytes_per_s / USUAL_BESIDE_RATE)
-    return USUAL_BESIDE_COMPUTE * share, USUAL_BESIDE_READ * share
+    return USUAL_BESIDE_COMPUTE * share, USUAL_BESIDE_READ * share**3
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "hermes-mp")
 
-FORMAT = 7  # of profiles, and so of what is planned by them; an entry of another format is made anew
+FORMAT = 8  # of profiles, and so of what is planned by them; an entry of another format is made anew
 
 
 def cache_directory() -> Path:
