@@ -66,6 +66,10 @@ class Computing:
         if self._child is not None:
             self._life.handle(self._life.epoch, what, time.monotonic_ns())
 
+    def came_further(self) -> None:
+        """Something was said that had not been said before."""
+        self._life.came_further()
+
     def mark(self) -> tuple[int, int]:
         """Another one whenever it has taken processor time or said something."""
         return (0 if self._child is None else self._child.processor_ticks()), self.words
@@ -93,19 +97,28 @@ class Computing:
             self._poller.forget(fd)
         return True
 
-    def reap(self) -> tuple[str, Over | None]:
-        """Its pidfd became readable: how it ended, and, unless it was started again, that it is over."""
+    def reap(self) -> tuple[str, Over | None] | None:
+        """Its pidfd became readable: how it ended, and, unless it was started again, that it is over.
+
+        None where it lives: the descriptor that was readable had been another's.
+        """
         assert self._child is not None
-        self._poller.forget(self._child.pidfd)
+        pidfd = self._child.pidfd
+        self._poller.forget(pidfd)
         cause = self._child.reap(0.0)
-        assert cause is not None
+        if cause is None:
+            self._poller.watch(pidfd)
+            return None
         self._hear_out()
         if self._child.last_words:
             cause += f', its last words: "{self._child.last_words}"'
         what = self._life.handle(self._life.epoch, Happened.EXITED, time.monotonic_ns())
         self._child = None
         if isinstance(what, Again):
-            self._spawn(what.epoch)
+            try:
+                self._spawn(what.epoch)
+            except OSError as error:
+                return cause, Over(f"it cannot be started again: {error.strerror}")
             return cause, None
         return cause, what if isinstance(what, Over) else Over("")
 

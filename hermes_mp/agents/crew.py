@@ -5,7 +5,6 @@ It is the first thing a run makes, so that the loaders start up while the daemon
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from hermes_mp.core import lifecycle
 from hermes_mp.core.lifecycle import AllLost, Crew, Happened, Spawn, State
 from hermes_mp.core.report import counted
 from hermes_mp.host.arena import Arena
-from hermes_mp.host.children import LOADER_OOM_SCORE, Child, DeathPipe, spawn
+from hermes_mp.host.children import LOADER_OOM_SCORE, Child, DeathPipe, hand_on, spawn
 from hermes_mp.host.progress import ProgressBoard
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class LoaderCrew:
         self._on_gone: Callable[[LoaderNo, Epoch], None] = lambda loader, epoch: None
         self._on_lost: Callable[[str], None] = lambda why: None
         self._say: Callable[[str], None] = lambda text: None
-        self._on_heard: Callable[[bytes], object] = functools.partial(os.write, 2)
+        self._on_heard: Callable[[bytes], object] = hand_on
         self.progress = ProgressBoard.create()
         self._children: dict[tuple[LoaderNo, Epoch], Child] = {}
         self._by_fd: dict[int, tuple[LoaderNo, Epoch]] = {}

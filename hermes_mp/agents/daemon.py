@@ -129,6 +129,7 @@ class Daemon:
         self._leased: dict[Ticket, tuple[UnitNo, Ticket]] = {}
         self._started: dict[Peer, LoaderStarted] = {}
         self.divided = False
+        self._no_loaders = ""  # why, once the last one was not replaced
         self._stillness = Stillness(None if settings.timeout_s is None else round(settings.timeout_s * 1e9))
         self._start: tuple[int, int] | None = None  # what the present units leave compute to start with, and reserve
 
@@ -263,7 +264,7 @@ class Daemon:
             elif peer.kind == "viewer":
                 for told in status.parts(status.of(self)):
                     self.hub.send(peer, told)  # one that is gone needs no answer
-            elif peer == self.compute.peer:  # else late words of one that is gone
+            elif peer == self.compute.peer or isinstance(message, ComputeFailed):  # else late words of one that is gone
                 self.compute.words += 1
                 self._from_compute(message)  # type: ignore[arg-type]
 
@@ -320,6 +321,7 @@ class Daemon:
         self._feed(LoaderGone(loader, epoch))
 
     def _loaders_lost(self, why: str) -> None:
+        self._no_loaders = why
         if self.divided:
             self._feed(NoLoadersLeft(text=why))  # the units that lie in slots can still be computed with
         else:
@@ -374,7 +376,10 @@ class Daemon:
 
     def _compute_ended(self) -> None:
         """It is replaced where that is allowed: the weights that lie in slots stay there."""
-        cause, over = self.compute.reap()
+        ended = self.compute.reap()
+        if ended is None:
+            return
+        cause, over = ended
         if over is not None:
             why = f": {over.why}" if over.why else ""
             epoch = self.compute.peer.epoch
@@ -476,6 +481,8 @@ class Daemon:
                 )  # fmt: skip
                 for peer in self._started:
                     self._name_files(peer)
+                if self._no_loaders and not self.crew.members():
+                    self._feed(NoLoadersLeft(text=self._no_loaders))
         self._feed(SlotsWanted(max(1, count), self.plan.window, self.plan.loaders))
         for started in self._started.values():
             self._feed(started)  # those that came up before the units were known; for the others this is old news

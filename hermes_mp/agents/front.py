@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Protocol
 
 from hermes_mp.core.slots import Slots
 from hermes_mp.core.squeeze import Change
 from hermes_mp.core.unitlist import UnitList
+from hermes_mp.host.children import hand_on
 from hermes_mp.messages import FromCompute, Ticket, UnitDone, UnitLoaded, UnitNo
 
 
@@ -82,8 +82,7 @@ class SilentFront:
     def say(self, text: str) -> None: ...
 
     def heard(self, data: bytes) -> None:
-        if data:
-            os.write(2, data)
+        hand_on(data)
 
     def restarted(self) -> None: ...
 

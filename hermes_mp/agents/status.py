@@ -14,6 +14,7 @@ from hermes_mp.messages import MAX_TEXT_CHARS, StatusTold
 if TYPE_CHECKING:
     from hermes_mp.agents.daemon import Daemon
 
+SCHEMA = 1
 WORDS = {EMPTY: "empty", LENT: "lent", LOADED: "loaded", ANNOUNCED: "held"}
 
 
@@ -25,6 +26,7 @@ def of(daemon: Daemon) -> dict[str, Any]:
     slots = [] if mind is None else [mind.slots.all[number] for number in sorted(mind.slots.all)]
     residents = frozenset() if mind is None else mind.residents
     return {
+        "schema": SCHEMA,
         "pid": os.getpid(),
         "kind": "load" if daemon.settings.has_caller else "launch",
         "model": str(daemon.settings.checkpoint.directory),

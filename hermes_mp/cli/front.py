@@ -108,11 +108,11 @@ class LaunchFront:
             self._parts += message.text
             if message.last:
                 answer, self._parts = json.loads(self._parts), ""
-                self._console.answer(answer, self._label)
-                self._next()
+                self._answered(answer)
         elif isinstance(message, RequestFailed):
             self.exit_code = message.exit_code
             self._console.failed(message.text, message.exit_code)
+            self._came_further()
             self._next()
 
     def loaded(self, message: UnitLoaded, unit: UnitNo) -> None:
@@ -229,7 +229,23 @@ class LaunchFront:
             self.daemon.end(error)
             return
         if new:
+            self._came_further()
             self._console.stream(new, self._label)
+
+    def _answered(self, answer: dict[str, Any]) -> None:
+        assert self.daemon is not None
+        try:
+            self._told.end()
+        except HermesError as error:
+            self.daemon.end(error)
+            return
+        self._came_further()
+        self._console.answer(answer, self._label)
+        self._next()
+
+    def _came_further(self) -> None:
+        assert self.daemon is not None
+        self.daemon.compute.came_further()
 
     def _pass_ended(self, message: PassEnded) -> None:
         self._pass = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -11,6 +12,8 @@ from hermes_mp.errors import HermesError, WriteFailed
 
 def print_out(text: str) -> None:
     """Raises WriteFailed where it cannot be written; a reader that goes away (`| head`) is no error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may be no UTF-8
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hermes_mp.agents.status import SCHEMA as STATUS_SCHEMA
+from hermes_mp.cli.console import harmless
 from hermes_mp.cli.options import Command, parse_for
 from hermes_mp.cli.output import print_out, refused
 from hermes_mp.config import PsConfig
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse_for(COMMAND, words)
         found = [(path, ask(path)) for path in live()]
-        print_out(_as_json(found) if config.json else as_text(found))
+        print_out(_as_json(found) if config.json else harmless(as_text(found)))
     except HermesError as error:
         return refused(COMMAND.program, SCHEMA, error, "--json" in words)
     except KeyboardInterrupt:
@@ -70,8 +72,9 @@ def ask(path: Path) -> dict[str, Any] | None:
                 return None
             text += told.text
             if told.last:
-                found: dict[str, Any] = json.loads(text)
-                return found
+                found = json.loads(text)
+                ours = isinstance(found, dict) and found.pop("schema", None) == STATUS_SCHEMA  # of this version
+                return found if ours else None
     except (BadMessage, ValueError):  # another version of ours
         return None
     except HermesError:

@@ -135,9 +135,12 @@ def _packages(facts: Facts) -> list[Finding]:
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """The numbers a version begins with: (2, 13, 0) of '2.13.0+cpu'."""
+    """The numbers a version begins with, as many as count: (2, 13) of '2.13.0+cpu'."""
     found = re.match(r"\d+(?:\.\d+)*", text)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    numbers = list(map(int, found[0].split("."))) if found else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def _kernel(facts: Facts) -> Finding:

@@ -217,16 +217,25 @@ class Over:
 
 
 class Solo:
-    """The one compute: at most `limit` restarts within `window_ns`, none after a start-up that failed."""
+    """The one compute: at most `limit` restarts within `window_ns`, none after a start-up that failed.
+
+    Nor more than `limit` that came no further than the last: a request that always kills it may take minutes to.
+    """
 
     def __init__(self, limit: int = 3, window_ns: int = 60_000_000_000) -> None:
         self._restarts = Restarts(limit, window_ns)
+        self._limit = limit
+        self._vain = 0
         self._life = Child("compute, epoch 1")
         self.epoch = Epoch(1)
 
     @property
     def state(self) -> State:
         return self._life.state
+
+    def came_further(self) -> None:
+        """Something was said that had not been said before."""
+        self._vain = 0
 
     def handle(self, epoch: Epoch, happened: Happened, now_ns: int) -> Again | Over | None:
         """What this incarnation did; of an older one nothing follows."""
@@ -239,6 +248,9 @@ class Solo:
             return Over("")
         if not self._restarts.grant(now_ns):
             return Over(self._restarts.why_not)
+        if self._vain >= self._limit:
+            return Over(f"it died {self._vain + 1} times without coming further")
+        self._vain += 1
         self.epoch = Epoch(epoch + 1)
         self._life = Child(f"compute, epoch {self.epoch}")
         return Again(self.epoch)

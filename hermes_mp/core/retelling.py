@@ -28,3 +28,8 @@ class Retelling:
         new = text[len(before) :]
         self._shown += new
         return new
+
+    def end(self) -> None:
+        """All is told. Raises AnswerDiffers where that was less than before."""
+        if self._said < len(self._shown):
+            raise AnswerDiffers(f"after compute was restarted its answer ends at character {self._said}")

@@ -161,9 +161,24 @@ def spawn(
             os.close(mouth_fd)
     if hear:
         os.set_blocking(voice_fd, False)
-    child = Child(title, process.pid, os.pidfd_open(process.pid), process, kills, voice_fd)
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        if hear:
+            os.close(voice_fd)
+        raise
+    child = Child(title, process.pid, pidfd, process, kills, voice_fd)
     _prefer_as_victim(process.pid, oom_score)
     return child
+
+
+def hand_on(data: bytes) -> None:
+    """What a child wrote, to our own standard error; where nobody reads that, nobody hears it."""
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(2, data) :]
 
 
 def _stat(pid: int) -> list[str]:

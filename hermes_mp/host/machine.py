@@ -94,7 +94,7 @@ def _try_run_directory() -> str:
 
 
 def _is_writable(folder: Path) -> bool:
-    there = next(one for one in (folder, *folder.parents) if one.exists())
+    there = next(one for one in (folder, *folder.parents) if os.path.exists(one))
     return os.access(there, os.W_OK | os.X_OK)
 
 
@@ -164,7 +164,7 @@ def _wanted() -> dict[str, str]:
 
 
 def _disk(file: Path | None, place: Path, root: str) -> Disk:
-    there = next(one for one in (place, *place.parents) if one.exists())
+    there = next(one for one in (place, *place.parents) if os.path.exists(one))
     number = os.stat(there).st_dev
     folder = Path(f"{root}/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     with contextlib.suppress(OSError):

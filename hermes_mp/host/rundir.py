@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import time
 from pathlib import Path
 
 from hermes_mp.errors import BadOption, InvariantBroken
@@ -20,6 +21,7 @@ LOCK_NAME = "lock"
 MAX_SOCKET_PATH_NBYTES = 107  # sun_path holds 108 with the closing zero; unix(7)
 SOCKET_NAME = "hub"
 ATTEMPTS = 100
+LOOKS = 10
 
 
 class RunDirectory:
@@ -145,8 +147,12 @@ def _make_locked(path: Path) -> int | None:
         lock_fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
-    if _lock(path, lock_fd):
-        return lock_fd
+    for _ in range(LOOKS):
+        if _lock(path, lock_fd):
+            return lock_fd
+        if not (path / LOCK_NAME).exists():
+            break
+        time.sleep(0.005)  # `live` looks at it at this moment
     os.close(lock_fd)
     return None
 

@@ -32,6 +32,7 @@ def main() -> int:
         runtime = folder / "run"
         runtime.mkdir(mode=0o700)
         os.environ |= {"XDG_RUNTIME_DIR": str(runtime), "XDG_CACHE_HOME": str(folder / "cache")}
+        (folder / "models").mkdir()
         make_models(folder / "models")
         campaign = kind(folder / "models" / "big", folder, options.seed)
         records: list[Record] = []

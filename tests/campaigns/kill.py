@@ -16,7 +16,8 @@ from typing import Any
 from campaigns.common import PROMPTS, Failed, Ground, Record, bound, pause, signalled, status_of
 from launching import Ended, Launch
 
-COMPUTE_KILLS, LOADER_KILLS = 3, 4  # that a run survives within a minute, and each loader within 30 s
+COMPUTE_KILLS, LOADER_KILLS = 3, 4  # of a run, and for each of its loaders
+RESTARTS = 5  # of one loader within 30 s
 HANG_S = 60.0  # without an answer
 REPLACED_S = 10.0
 LONGEST_WAIT_S = 0.25
@@ -80,9 +81,10 @@ class KillCampaign:
         if role == "compute":
             pid, state = compute_of(run, status)
             return {"role": role, "state": state} if pid and signalled(pid) else None
-        if status is None or not status["loaders"]:
+        loaders = [] if status is None else [one for one in status["loaders"] if one["restarts"] < RESTARTS]
+        if status is None or not loaders:
             return None
-        loader = chance.choice(status["loaders"])
+        loader = chance.choice(loaders)
         if not signalled(loader["pid"]):
             return None
         killed_s = time.monotonic()

@@ -154,7 +154,18 @@ def test_compute_is_restarted_three_times_in_a_minute() -> None:
     assert end(solo, 4, 60 * S) == Over("it died 4 times within 60 s")
     late = Solo()
     assert [end(late, 1, S), end(late, 2, 2 * S), end(late, 3, 3 * S)] == [Again(Epoch(one)) for one in (2, 3, 4)]
+    late.came_further()
     assert end(late, 4, 61 * S) == Again(Epoch(5))  # the first one is a minute ago
+
+
+def test_compute_that_comes_no_further_is_given_up_however_long_it_takes() -> None:
+    solo = Solo()
+    assert [end(solo, epoch, 100 * epoch * S) for epoch in (1, 2, 3)] == [Again(Epoch(one)) for one in (2, 3, 4)]
+    assert end(solo, 4, 400 * S) == Over("it died 4 times without coming further")
+    other = Solo()
+    for epoch in range(1, 20):
+        assert end(other, epoch, 100 * epoch * S) == Again(Epoch(epoch + 1))
+        other.came_further()
 
 
 def test_compute_that_said_why_it_cannot_go_on_is_not_restarted() -> None:

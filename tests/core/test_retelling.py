@@ -39,3 +39,13 @@ def test_an_answer_that_differs_after_what_was_shown_is_no_error() -> None:
     told.tell("the ship")
     told.restart()
     assert told.tell("the ship sails") == " sails"
+
+
+def test_a_shorter_answer_is_an_error() -> None:
+    told = Retelling()
+    told.tell("the ship")
+    told.end()
+    told.restart()
+    told.tell("the")
+    with pytest.raises(AnswerDiffers, match="ends at character 3"):
+        told.end()

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from campaigns.common import status_of
 from launching import Ended, Launch, launch
 
 MIB = 1 << 20
@@ -37,6 +38,12 @@ def kill_compute(run: Launch, before: int = 0) -> int:
     pid = run.process("compute")
     run.send(pid, signal.SIGKILL)
     return pid
+
+
+def is_ready(run: Launch) -> bool:
+    """Whether compute has started and slots hold units."""
+    status = status_of(run)
+    return status is not None and status["ready"] and any(slot["unit"] is not None for slot in status["slots"])
 
 
 def restarts(ended: Ended) -> int:
@@ -86,7 +93,7 @@ def test_killed_between_two_lines(models: Path, home: Path, tmp_path: Path) -> N
 
 
 def test_the_budget_is_kept_while_its_successor_starts(models: Path, home: Path, tmp_path: Path) -> None:
-    """At the smallest budget: compute takes more while it starts than there is beside two slots."""
+    """At the smallest budget, with units in the slots."""
     arguments = ("--model", models / "big", "--prompt", "the ship", "--max-new-tokens", 12, "--loaders", 1)
     refused = launch(home, *arguments, "--memory", "100MiB")
     found = re.search(r"the smallest budget for this model, context and batch is ([0-9]+) MiB", refused.line)
@@ -94,9 +101,8 @@ def test_the_budget_is_kept_while_its_successor_starts(models: Path, home: Path,
     memory = ("--memory", f"{found[1]}MiB", "--sample-memory")
     whole = launch(tmp_path / "whole", *arguments, *memory)
     with Launch(tmp_path / "killed", *arguments, *memory, "--json") as run:
-        compute = run.process("compute")
-        run.wait_for(lambda run: "units " in run.err or len(run.loaders()) == 1)
-        run.send(compute, signal.SIGKILL)
+        run.wait_for(is_ready)
+        run.send(run.process("compute"), signal.SIGKILL)
         ended = run.ended()
     report = ended.object["report"]
     assert (ended.code, report["compute_restarted"]) == (0, 1)
