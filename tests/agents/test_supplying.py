@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hermes_mp.agents.daemon import COMPUTE
+from hermes_mp.agents.computing import CALLER as COMPUTE
 from hermes_mp.agents.supplying import LinkedSupply, listen
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.host.arena import Arena
