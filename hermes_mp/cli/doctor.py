@@ -50,7 +50,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _look(model: str | None) -> list[Finding]:
     if model is None or (hub.is_hub_id(model) and not Path(model).exists()):
-        return check(machine.look(None, hub.cache_place()))
+        found = check(machine.look(None, hub.cache_place()))
+        if model is None:
+            return found
+        attempt = "name its directory to have its disk tried; looked at was where the hub's models would lie"
+        return [*found, Finding(Level.WARN, "model", f"{model} is no directory here", attempt)]
     checkpoint = find_checkpoint(hub.resolve(model, lambda text: None).resolve())
     largest = max(checkpoint.files, key=lambda file: file.nbytes).path
     return check(machine.look(largest, largest.parent))

@@ -27,6 +27,11 @@ def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["findings"][0].keys() == {"level", "what", "found", "attempt"}
 
 
+def test_a_model_that_is_not_here_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--model", "openai-community/gpt2"]) == 0
+    assert "warn model" in capsys.readouterr().out
+
+
 def test_something_bad_has_its_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
