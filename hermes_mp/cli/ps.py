@@ -18,7 +18,7 @@ from hermes_mp.cli.options import Command, parse_for
 from hermes_mp.cli.output import print_out, refused
 from hermes_mp.config import PsConfig
 from hermes_mp.core.report import counted
-from hermes_mp.errors import BadMessage, HermesError
+from hermes_mp.errors import HermesError
 from hermes_mp.host.rundir import SOCKET_NAME, live
 from hermes_mp.host.wire import Link, Peer
 from hermes_mp.messages import AskStatus, StatusTold, ToViewer
@@ -58,9 +58,7 @@ def ask(path: Path) -> dict[str, Any] | None:
     """How that run is; None where its daemon does not say so in time: it is stopped, or only begins."""
     me = Peer("viewer", os.getpid(), time.monotonic_ns())  # a name is refused while its last bearer is being forgotten
     try:
-        link: Link[StatusTold] = Link(
-            f"ipc://{path / SOCKET_NAME}", me, ToViewer, connect_deadline_s=ANSWER_S
-        )
+        link: Link[StatusTold] = Link(f"ipc://{path / SOCKET_NAME}", me, ToViewer, connect_deadline_s=ANSWER_S)
     except HermesError:
         return None
     text = ""
@@ -75,9 +73,7 @@ def ask(path: Path) -> dict[str, Any] | None:
                 found = json.loads(text)
                 ours = isinstance(found, dict) and found.pop("schema", None) == STATUS_SCHEMA  # of this version
                 return found if ours else None
-    except (BadMessage, ValueError):  # another version of ours
-        return None
-    except HermesError:
+    except (HermesError, ValueError):  # it ended, or is of another version
         return None
     finally:
         link.close()

@@ -8,7 +8,7 @@ import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from launching import Launch, launch
 
@@ -21,16 +21,6 @@ Record = dict[str, Any]
 
 class Failed(AssertionError):
     """What must not happen."""
-
-
-class Campaign(Protocol):
-    """Runs by number; a record of each fault, with its `role`, and one of each run, with its exit `code`."""
-
-    def run(self, number: int) -> Iterator[Record]:
-        """Raises Failed with what was seen."""
-
-    def summary(self, records: list[Record]) -> Record:
-        """The figures."""
 
 
 class Ground:
@@ -56,6 +46,23 @@ class Ground:
 
     def record(self, number: int, **facts: Any) -> Record:
         return {"campaign": self.name, "seed": self._seed, "run": number, **facts}
+
+
+class Campaign:
+    """Runs by number; a record of each fault, with its `role`, and one of each run, with its exit `code`."""
+
+    name = ""
+
+    def __init__(self, model: Path, folder: Path, seed: int) -> None:
+        self._ground = Ground(self.name, model, folder, seed)
+
+    def run(self, number: int) -> Iterator[Record]:
+        """Raises Failed with what was seen."""
+        raise NotImplementedError
+
+    def summary(self, records: list[Record]) -> Record:
+        """The figures."""
+        raise NotImplementedError
 
 
 def status_of(run: Launch) -> dict[str, Any] | None:

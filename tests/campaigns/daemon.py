@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from campaigns.common import PROMPTS, Failed, Ground, Record, bound, pause, signalled
+from campaigns.common import PROMPTS, Campaign, Failed, Record, bound, pause, signalled
 from launching import Launch
 
 GONE_S = 2.0
@@ -18,9 +17,8 @@ LONGEST_WAIT_S = 4.0  # torch is imported within two
 WHOLE = 5  # one run of so many is not killed
 
 
-class DaemonCampaign:
-    def __init__(self, model: Path, folder: Path, seed: int) -> None:
-        self._ground = Ground("daemon", model, folder, seed)
+class DaemonCampaign(Campaign):
+    name = "daemon"
 
     def run(self, number: int) -> Iterator[Record]:
         ground = self._ground

@@ -5,18 +5,16 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from campaigns.common import PROMPTS, Failed, Ground, Record, bound, pause, signalled
+from campaigns.common import PROMPTS, Campaign, Failed, Record, bound, pause, signalled
 from launching import Launch
 
 GONE_S = 5.0
 LONGEST_WAIT_S = 4.0
 
 
-class EndCampaign:
-    def __init__(self, model: Path, folder: Path, seed: int) -> None:
-        self._ground = Ground("end", model, folder, seed)
+class EndCampaign(Campaign):
+    name = "end"
 
     def run(self, number: int) -> Iterator[Record]:
         ground = self._ground

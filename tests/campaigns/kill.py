@@ -10,10 +10,9 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from campaigns.common import PROMPTS, Failed, Ground, Record, bound, pause, signalled, status_of
+from campaigns.common import PROMPTS, Campaign, Failed, Record, bound, pause, signalled, status_of
 from launching import Ended, Launch
 
 COMPUTE_KILLS, LOADER_KILLS = 3, 4  # of a run, and for each of its loaders
@@ -24,9 +23,8 @@ LONGEST_WAIT_S = 0.25
 STOPPING_SHARE = 0.2  # of the runs are hit once more while they end
 
 
-class KillCampaign:
-    def __init__(self, model: Path, folder: Path, seed: int) -> None:
-        self._ground = Ground("kill", model, folder, seed)
+class KillCampaign(Campaign):
+    name = "kill"
 
     def run(self, number: int) -> Iterator[Record]:
         ground = self._ground

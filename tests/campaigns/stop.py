@@ -9,9 +9,8 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from campaigns.common import PROMPTS, Failed, Ground, Record, bound, pause, signalled, status_of
+from campaigns.common import PROMPTS, Campaign, Failed, Record, bound, pause, signalled, status_of
 from campaigns.kill import HANG_S, check
 from launching import Launch
 
@@ -20,9 +19,8 @@ LONGEST_S = 4.0  # the soft deadline is 2 s
 FOR_EVER = 0.3  # of them are woken up only when the run is to end
 
 
-class StopCampaign:
-    def __init__(self, model: Path, folder: Path, seed: int) -> None:
-        self._ground = Ground("stop", model, folder, seed)
+class StopCampaign(Campaign):
+    name = "stop"
 
     def run(self, number: int) -> Iterator[Record]:
         ground = self._ground
