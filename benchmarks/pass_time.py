@@ -76,13 +76,15 @@ CASES = {
 class Worker:
     """A model in a process of its own, as hermes-bench has them, with its weights in memory or streaming."""
 
-    def __init__(self, subject: Subject, model: Model, tokens: int, options: argparse.Namespace) -> None:
+    def __init__(
+        self, subject: Subject, model: Model, tokens: int, options: argparse.Namespace, **more: object
+    ) -> None:
         wanted = Wanted((), tokens=tokens, new_tokens=BEFORE + options.rounds * (2 * options.passes + 1))
-        settings = worker_settings(wanted, model, subject, Regime())
+        settings = worker_settings(wanted, model, subject, Regime()) | more
         self.process = WorkerProcess(worker_words(settings), environment=environment.for_computing())
         with sampling(self.process) as peak:
             self.opened = self._ask("open")
-            self._ask("first")
+            self.first = self._ask("first")
             self.before = self.run(BEFORE)
         self.footprint_nbytes = peak.beside_nbytes
 

@@ -261,6 +261,7 @@ class Streamed(Subject):
         self.model = load(
             settings["directory"], loaders=settings["loaders"], memory=settings["memory"],
             context=settings["context"], batch=settings["batch"], dtype=settings["dtype"],
+            verify=settings.get("verify", "first"),
             _slots=1 << 20 if whole else settings["slots"], _window=0 if whole else settings["slots"] or 0,
             _room=settings["room"], _eager=False, _trace=settings.get("trace"),
         )  # fmt: skip
