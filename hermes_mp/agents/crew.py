@@ -137,8 +137,8 @@ class LoaderCrew:
         deadline = time.monotonic() + timeout_s
         for key in list(self._children):
             self._reap(key, max(0.0, deadline - time.monotonic()))
-        for key, child in list(self._children.items()):
-            child.kill()
+        for key in list(self._children):
+            self.kill(*key)
             self._reap(key, 30.0)
         self.progress.close()
 

@@ -1,8 +1,8 @@
 """A child's life as a table, and when one that died is started again. It knows no process and no clock.
 
 A pair of state and event that is not in the table is a bug of ours and raises with the story so far: to signal or to
-reap a process twice could hit a stranger that got its number. Late words of a dead child are legal: the kernel's
-notice and the child's last message travel by different ways.
+reap a process twice could hit a stranger that got its number. Late words of a dead child are nobody's: the kernel's
+notice and the child's last message travel by different ways, and by then another incarnation is in its place, or none.
 """
 
 from __future__ import annotations
@@ -66,12 +66,6 @@ TABLE: dict[tuple[State, Happened], State] = {
     (_S.FAILED, _H.STOP_ASKED): _S.FAILED,
     (_S.FAILED, _H.KILL_SENT): _S.FAILED,
     (_S.FAILED, _H.EXITED): _S.UNFIT,
-    (_S.GONE, _H.STARTED): _S.GONE,
-    (_S.GONE, _H.SAID_FAILED): _S.GONE,
-    (_S.UNFIT, _H.STARTED): _S.UNFIT,
-    (_S.UNFIT, _H.SAID_FAILED): _S.UNFIT,
-    (_S.ENDED, _H.STARTED): _S.ENDED,
-    (_S.ENDED, _H.SAID_FAILED): _S.ENDED,
 }
 
 
@@ -82,11 +76,6 @@ class Child:
         self.name = name
         self.state = State.SPAWNING
         self._story = [State.SPAWNING.value]
-
-    @property
-    def alive(self) -> bool:
-        """The process exists (perhaps as a zombie that nobody has reaped)."""
-        return self.state not in (State.GONE, State.UNFIT, State.ENDED)
 
     def handle(self, happened: Happened) -> State:
         state = TABLE.get((self.state, happened))
@@ -169,18 +158,21 @@ class Crew:
 
     def resize(self, count: int) -> tuple[list[Action], list[tuple[LoaderNo, Epoch]]]:
         """So many loaders there shall be: whom to start, and who is to be asked to leave, and not be replaced."""
-        retired = [(number, self.members.pop(number)[0]) for number in sorted(self.members) if number >= count]
-        added = [LoaderNo(number) for number in range(self._count, count)]
+        retired = [(number, self.members.pop(number)[0]) for number in sorted(self.members)[count:]]
+        added = [LoaderNo(number) for number in range(self._count, count) if number not in self.members]
         self._count = count
         return [self._spawn(number, Epoch(self._epochs.get(number, 0) + 1)) for number in added], retired
 
     def handle(self, loader: LoaderNo, epoch: Epoch, happened: Happened, now_ns: int) -> list[Action]:
-        """What this incarnation did; of an older one, and of a loader that was abandoned, nothing follows."""
+        """What this incarnation did; of an older one, and of a loader that left, nothing follows."""
         member = self.members.get(loader)
         if member is None or member[0] != epoch:
             return []
         state = member[1].handle(happened)
-        if happened is not Happened.EXITED or state is State.ENDED:
+        if happened is not Happened.EXITED:
+            return []
+        if state is State.ENDED:
+            del self.members[loader]
             return []
         if state is State.UNFIT:
             return self._abandon(loader, "its start-up failed")

@@ -1,51 +1,59 @@
 """Joins the real states of daemon, loaders and compute by queues under a virtual clock, and makes them suffer.
 
 A seed decides everything: sizes, delays (messages of one link keep their order), crashes in the middle of a read,
-hangs, read errors, slots that come and go, repeated and old news, and what compute does. The slots' memory is modelled
-byte by byte: a dead loader's read keeps landing until the kernel says it is gone. `python -m tests.core.simulator`.
+hangs, read errors, slots and loaders that come and go, repeated and old news, nonsense, what compute does, its deaths,
+and when the run ends. The slots' memory is modelled byte by byte: a dead loader's read keeps landing until the kernel
+says it is gone. `python tests/core/simulator.py`: 10,000 seeds, and how often each transition was taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import replace
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
+from compute_script import MS, Script
+from transitions import TRANSITIONS, CountedSlots, Tally
+
 from hermes_mp.core import leasing, lifecycle, loading, pipeload
-from hermes_mp.core.lifecycle import Crew, Happened
-from hermes_mp.errors import BudgetTooSmall, LoadersLost, ReadFailed
+from hermes_mp.core.lifecycle import Crew, Happened, Solo
+from hermes_mp.errors import BudgetTooSmall, InvariantBroken, LoadersLost, ReadFailed
 from hermes_mp.messages import (
     AskUnit,
+    ComputeFailed,
+    ComputeStarted,
     Epoch,
+    LoaderFailed,
     LoaderNo,
     LoaderStarted,
     LoadUnit,
     OpenFile,
-    PassForecast,
+    PassStarted,
     Range,
     RecallUnit,
     SlotNo,
+    StopLoader,
     UnitDone,
     UnitFailed,
     UnitNo,
     UnitReady,
 )
 
-MS = 1_000_000
 PIECES = 3  # ranges per unit, one byte each, so the memory of a slot is a list of this length
 LIMITS = pipeload.Limits(soft_ns=60 * MS, hard_ns=200 * MS, doubt_ns=20 * MS, patience_ns=100 * MS)
+LEAVE_NS = 50 * MS  # from the end of a run: who is still there is killed
 MAX_STEPS = 20_000
-Step = tuple[str, int, int]
 
 
 class Loader:
     """One incarnation: its mind, and what its process does to memory."""
 
-    __slots__ = ("alive", "counter", "epoch", "gone", "hung", "mind", "number", "queue")
+    __slots__ = ("alive", "counter", "epoch", "gone", "hung", "mind", "number", "started")
 
     def __init__(self, number: LoaderNo, epoch: Epoch, arena_nbytes: int) -> None:
         self.number = number
@@ -55,7 +63,25 @@ class Loader:
         self.gone = False
         self.hung = False
         self.counter = 0
-        self.queue: deque[Any] = deque()
+        self.started = False
+
+
+class Compute:
+    """One incarnation: its mind, how far its script is, and what it holds."""
+
+    __slots__ = ("alive", "at", "bound", "epoch", "hung", "inbox", "mind", "uses", "wait_no", "waits")
+
+    def __init__(self, epoch: Epoch, units: int) -> None:
+        self.epoch = epoch
+        self.mind = leasing.Leasing(units)
+        self.alive = True
+        self.hung = False
+        self.at = 0
+        self.inbox: deque[UnitReady | RecallUnit | UnitFailed] = deque()
+        self.waits: int | None = None
+        self.wait_no = 0
+        self.bound: dict[int, tuple[UnitReady, list[Any]]] = {}
+        self.uses: list[int] = []  # the units in use, the innermost last
 
 
 class Chaos:
@@ -72,6 +98,13 @@ class Chaos:
         self.repeat = some(0.4, 0.2)  # per message
         self.resize = some(0.3, 0.15)  # per step of compute
         self.start_fails = some(0.1, 0.5)
+        self.start_dies = some(0.1, 0.5)
+        self.nonsense = some(0.2, 0.3)  # per message of a loader or of compute
+        self.bug = some(0.15, 0.1)  # per message of a loader: it cannot go on
+        self.compute_dies = some(0.2, 0.05)  # per step of compute
+        self.compute_fails = some(0.2, 0.15)
+        self.compute_hangs = some(0.05, 0.02)
+        self.end = some(0.15, 1.0)  # of the run, by a signal: when
 
 
 class Simulation:
@@ -95,12 +128,16 @@ class Simulation:
         self.links: dict[Any, int] = {}
         sizes = [rng.randint(1, PIECES) if rng.random() < 0.2 else PIECES for _ in range(self.units)]
         limits = replace(LIMITS, orders=rng.choice((1, 2, 2, 3)))
-        self.daemon = pipeload.Pipeload(sizes, PIECES, loaders, window, limits=limits)
+        self.tally = Tally()
+        self.daemon = pipeload.Pipeload(sizes, PIECES, loaders, window, limits=limits, eager=rng.random() < 0.5)
+        self.daemon.slots = CountedSlots(self.tally)
         self.sizes = sizes
         self.max_slots = 8
         self.memory: list[list[Any] | None] = [None] * self.max_slots
-        self.crew = Crew(loaders)
-        self.loaders: dict[LoaderNo, Loader] = {}
+        restarts = rng.choice((5, 2)), rng.choice((30_000 * MS, 50 * MS))
+        self.crew = Crew(loaders, *restarts)
+        self.solo = Solo(rng.choice((3, 1)), rng.choice((60_000 * MS, 20 * MS)))
+        self.loaders: dict[tuple[LoaderNo, Epoch], Loader] = {}
         self.lost = False
         self.bad_units: set[int] = set()
         self.asked = 0  # what compute asked for last, as the daemon knows it
@@ -109,78 +146,15 @@ class Simulation:
         self.computed: list[int] = []  # by compute
         self.returned = 0  # as computed, to the daemon
         self.tickets: dict[int, int] = {}
-        self.met: Counter[str] = Counter()
-        # compute
-        self.leasing = leasing.Leasing(self.units)
-        self.script = self.write_script(rng)
-        self.at = 0
-        self.inbox: deque[UnitReady | RecallUnit | UnitFailed] = deque()
-        self.waits: int | None = None
-        self.wait_no = 0
-        self.bound: dict[int, tuple[UnitReady, list[Any]]] = {}
-        self.uses: list[int] = []  # the units in use, the innermost last
-        self.finished = False
+        self.script = Script(rng, self.units, self.read_ns, self.calm)
+        self.steps_done = 0  # of the script, by whichever compute came furthest
+        self.finished = self.stopping = False
         for slot in range(slots):
             self.memory[slot] = [None] * PIECES
             self.tell(pipeload.SlotAdded(SlotNo(slot)))
         for action in self.crew.start():
             self.crew_does(action)
-
-    # --- what compute will do
-
-    def write_script(self, rng: Random) -> list[Step]:
-        script: list[Step] = []
-        passes = rng.randint(1, 4)
-        always_off = rng.random() < 0.3
-        self.full_passes = 0
-        self.ever_more = False
-        for number in range(passes):
-            more = not always_off and rng.random() < (0.9 if number + 1 < passes else 0.2)
-            self.ever_more = self.ever_more or more
-            script.append(("forecast", more, 0))
-            if self.calm or rng.random() < 0.4:
-                self.full_passes += 1
-                if not self.calm and rng.random() < 0.2:  # a wrong guess of how far the pass will go
-                    script[-1] = ("forecast", more, rng.randint(0, self.units))
-                for unit in range(self.units):
-                    self.use(script, rng, unit)
-            else:
-                if rng.random() < 0.3:
-                    script[-1] = ("forecast", more, rng.randint(0, self.units))
-                self.odd_pass(script, rng)
-            script.append(("end", 0, 0))
-            if rng.random() < 0.3:
-                script.append(("work", rng.randint(1, 30) * MS, 0))
-        return script
-
-    def odd_pass(self, script: list[Step], rng: Random) -> None:
-        first = 0 if rng.random() < 0.6 else rng.randrange(self.units)
-        last = self.units if rng.random() < 0.5 else rng.randint(first, self.units)
-        for unit in range(first, last):
-            chance = rng.random()
-            if chance < 0.08:  # skip
-                continue
-            if chance < 0.16:  # repeat
-                self.use(script, rng, unit)
-            elif chance < 0.24:  # nested
-                self.use(script, rng, unit, depth=rng.randint(1, 3))
-                continue
-            elif chance < 0.30:  # an exception while bound
-                script += [("want", unit, 0), ("begin", unit, 0), ("work", MS, 0), ("raise", 0, 0)]
-                return
-            elif chance < 0.36:  # an interrupt while waiting
-                script.append(("want", unit, rng.randint(1, 5) * MS))
-                return
-            elif chance < 0.40:  # the exception comes before the unit is used
-                script.append(("want", unit, 0))
-                return
-            self.use(script, rng, unit)
-
-    def use(self, script: list[Step], rng: Random, unit: int, depth: int = 0) -> None:
-        script += [("want", unit, 0), ("begin", unit, 0), ("work", int(rng.random() * 3 * self.read_ns), 0)]
-        if depth:
-            self.use(script, rng, rng.randrange(self.units), depth - 1)
-        script.append(("done", unit, 0))
+        self.start_compute()
 
     # --- the clock
 
@@ -196,34 +170,63 @@ class Simulation:
         self.later(at_ns, what, argument)
 
     def run(self) -> None:
-        self.later(0, self.compute_goes_on, None)
-        events = self.events
+        if self.chaos.end:
+            self.later(int(self.chaos.end * 200 * MS), self.end, None)
         while not self.finished:
-            assert events, "nothing will ever happen again, and compute is not finished"
-            self.steps += 1
-            assert self.steps < MAX_STEPS, "it does not finish"
-            self.now, _, what, argument = heappop(events)
-            what(argument)
-        # What is still under way comes to rest: nothing is asked for any more.
-        while events and self.steps < MAX_STEPS:
-            self.steps += 1
-            self.now, _, what, argument = heappop(events)
-            what(argument)
-        assert not events, "it does not come to rest"
+            assert self.events, "nothing will ever happen again, and compute is not finished"
+            self.step()
+        if self.rng.random() < 0.5 or self.calm:  # what is still under way comes to rest: nothing is asked for any more
+            self.come_to_rest()
+            assert not self.daemon.slots.lent or self.lost, "a slot stays lent"
+        self.stop(None)
+        self.perhaps_again(self.stop, None)
+        self.come_to_rest()
+        assert not self.daemon.slots.lent, "a slot stays lent to a process that is gone"
+        assert all(loader.gone for loader in self.loaders.values()), "a loader is left"
+        assert not self.compute.alive, "compute is left"
         self.check_end()
+
+    def step(self) -> None:
+        self.steps += 1
+        assert self.steps < MAX_STEPS, "it does not finish"
+        self.now, _, what, argument = heappop(self.events)
+        what(argument)
+
+    def come_to_rest(self) -> None:
+        while self.events:
+            self.step()
+
+    def end(self, _: Any) -> None:
+        self.finished = True
+
+    def stop(self, _: Any) -> None:
+        """Everybody is asked to leave, and killed where he does not."""
+        self.stopping = True
+        for (number, epoch), loader in self.loaders.items():
+            self.crew_says(number, epoch, Happened.STOP_ASKED)
+            self.post(loader, self.loader_hears, (loader, StopLoader()))
+        if self.compute_is_there:
+            self.solo_says(Happened.STOP_ASKED)
+            leaves = self.compute_fails if self.random() < self.chaos.compute_fails else self.compute_ends
+            self.later(self.now + int(self.random() * 2 * LEAVE_NS), leaves, self.compute)
+        self.later(self.now + LEAVE_NS, self.kill_all, None)
+
+    def kill_all(self, _: Any) -> None:
+        for loader in self.loaders.values():
+            self.kill(loader)
+        self.kill_compute()
 
     def check_end(self) -> None:
         daemon = self.daemon
-        assert not daemon.slots.lent or self.lost, "a slot stays lent"
         assert sum(daemon.computes_by_unit) == self.returned <= len(self.computed)
         if self.calm:
-            assert self.computed == list(range(self.units)) * self.full_passes, "every unit once, in order"
+            assert self.computed == list(range(self.units)) * self.script.full_passes, "every unit once, in order"
             loads = daemon.loads_by_unit
             assert daemon.bytes_read == sum(count * size for count, size in zip(loads, self.sizes, strict=True))
-            most = self.full_passes + self.ever_more
+            most = self.script.full_passes + self.script.ever_more
             assert all(1 <= count <= most for count in loads), f"a pass read a unit twice: {loads}"
             assert all(loads[unit] == 1 for unit in daemon.residents), f"a resident was read again: {loads}"
-            if not self.ever_more:
+            if not self.script.ever_more:
                 assert daemon.bytes_unused == 0, "something was read for nothing"
 
     # --- the daemon's shell
@@ -231,31 +234,27 @@ class Simulation:
     def tell(self, event: Any) -> None:
         now = self.now
         daemon = self.daemon
+        tally = self.tally
+        tally.event(daemon, event, now)
         actions = daemon.handle(event, now)
         daemon.check()
         for action in actions:
+            tally.action(daemon, action, isinstance(action, pipeload.Announce) and action.ticket in self.tickets)
             if isinstance(action, pipeload.Load):
                 self.order_load(action)
             elif isinstance(action, pipeload.Announce):
                 self.demanded.discard(action.unit)
                 self.tickets[action.ticket] = action.unit
-                self.met["keep"] += action.keep
                 self.to_compute(UnitReady(action.ticket, action.unit, action.slot * PIECES, action.keep))
             elif isinstance(action, pipeload.Recall):
-                self.met["Recall"] += 1
                 self.to_compute(RecallUnit(action.ticket, action.unit))
             elif isinstance(action, pipeload.Refuse):
                 self.demanded.discard(action.unit)
-                self.met["Refuse"] += 1
                 self.to_compute(UnitFailed(action.unit, action.exit_code, action.text))
             elif isinstance(action, pipeload.Kill):
-                loader = self.loaders[action.loader]
-                assert loader.epoch == action.epoch
-                self.crew_hears(loader, Happened.KILL_SENT)
-                self.die(loader)
+                self.kill(self.loaders[action.loader, action.epoch])
             else:
                 assert isinstance(action, pipeload.RemoveSlot)
-                self.met["RemoveSlot"] += 1
                 self.memory[action.slot] = None
         wake = daemon.wake_ns()
         if wake is not None and (self.tick_at is None or wake < self.tick_at):
@@ -266,7 +265,7 @@ class Simulation:
         if self.tick_at != at_ns:
             return
         self.tick_at = None
-        for loader in list(self.loaders.values()):
+        for loader in [loader for loader in self.loaders.values() if not loader.gone]:
             self.tell(pipeload.ProgressSeen(loader.number, loader.epoch, loader.counter))
         self.tell(pipeload.Tick())
 
@@ -274,23 +273,33 @@ class Simulation:
         unit = action.unit
         if not self.daemon._more:
             assert unit >= self.asked or unit in self.demanded, f"unit {unit} was read beyond the last"
-        self.met["second load"] += len(self.daemon.slots.loading[unit]) > 1
-        loader = self.loaders[action.loader]
-        assert loader.epoch == action.epoch, "work for an old epoch"
+        loader = self.loaders[action.loader, action.epoch]
+        assert not loader.gone, "work for a loader that is gone"
         ranges = tuple(Range(0, unit * PIECES + piece, 1, piece) for piece in range(self.sizes[unit]))
         order = LoadUnit(action.epoch, action.ticket, unit, action.slot * PIECES, PIECES, ranges)
         self.post(loader, self.loader_hears, (loader, order))
         self.perhaps_again(self.loader_hears, (loader, order))
 
     def from_loader(self, message: Any) -> None:
+        if isinstance(message, LoaderFailed):
+            self.crew_says(message.loader, message.epoch, Happened.SAID_FAILED)
+            return
         if isinstance(message, LoaderStarted):
-            member = self.crew.members.get(message.loader)
-            if member is not None and member[0] == message.epoch:
-                self.crew_says(message.loader, message.epoch, Happened.STARTED)
+            self.crew_says(message.loader, message.epoch, Happened.STARTED)
         self.tell(message)
 
-    def from_compute(self, message: Any) -> None:
-        if isinstance(message, AskUnit):
+    def from_compute(self, argument: tuple[Compute, Any]) -> None:
+        compute, message = argument
+        if compute is not self.compute or not self.compute_is_there:
+            return  # late words
+        if isinstance(message, ComputeStarted):
+            self.solo_says(Happened.STARTED)
+            return
+        if isinstance(message, ComputeFailed):
+            self.solo_says(Happened.SAID_FAILED)
+            self.finished = True
+            return
+        if isinstance(message, AskUnit) and message.unit < self.units:
             self.asked = message.unit
             if message.waiting:
                 self.demanded.add(message.unit)
@@ -305,17 +314,23 @@ class Simulation:
 
     # --- loaders and the kernel
 
-    def crew_hears(self, loader: Loader, happened: Happened) -> None:
-        self.crew_says(loader.number, loader.epoch, happened)
-
     def crew_says(self, number: LoaderNo, epoch: Epoch, happened: Happened) -> None:
+        member = self.crew.members.get(number)
+        if member is not None and member[0] == epoch:
+            self.tally.life("loader", member[1].state, happened)
         for action in self.crew.handle(number, epoch, happened, self.now):
+            self.tally.succession(action)
             self.crew_does(action)
+
+    def kill(self, loader: Loader) -> None:
+        if not loader.gone:
+            self.crew_says(loader.number, loader.epoch, Happened.KILL_SENT)
+            self.die(loader)
 
     def crew_does(self, action: lifecycle.Action) -> None:
         if isinstance(action, lifecycle.Spawn):
             loader = Loader(action.loader, action.epoch, self.max_slots * PIECES)
-            self.loaders[action.loader] = loader
+            self.loaders[action.loader, action.epoch] = loader
             loader.mind.handle(OpenFile(0, "model", self.units * PIECES), self.now)
             self.later(self.now + int(self.random() * 10 * MS), self.loader_starts, loader)
         elif isinstance(action, lifecycle.AllLost):
@@ -323,25 +338,51 @@ class Simulation:
             self.tell(pipeload.NoLoadersLeft())
 
     def loader_starts(self, loader: Loader) -> None:
-        if self.random() < self.chaos.start_fails:
-            self.crew_hears(loader, Happened.SAID_FAILED)
-            self.die(loader)
+        chance = self.random()
+        if not loader.alive:
             return
-        self.loader_says(loader, LoaderStarted(loader.number, loader.epoch, 1))
+        if chance < self.chaos.start_dies:
+            self.die(loader)
+        elif chance - self.chaos.start_dies < self.chaos.start_fails:
+            self.loader_fails(loader)
+        else:
+            loader.started = True
+            self.loader_says(loader, LoaderStarted(loader.number, loader.epoch, 1))
+
+    def loader_fails(self, loader: Loader) -> None:
+        self.send(loader, LoaderFailed(loader.number, loader.epoch, InvariantBroken.exit_code, "a bug"))
+        self.post((loader, 0), self.die, loader)  # the kernel's notice comes after its last words
+
+    def send(self, loader: Loader, message: Any) -> None:
+        what = [(self.from_loader, message)]
+        if self.chaos.nonsense and self.random() < self.chaos.nonsense:  # the daemon answers to it by killing
+            what.insert(self.rng.randint(0, 1), (self.kill, loader))
+        self.deliver((loader, 0), what)
+
+    def deliver(self, link: Any, what: list[tuple[Any, Any]]) -> None:
+        for one in what:
+            self.post(link, *one)
+            self.perhaps_again(*one)
 
     def loader_says(self, loader: Loader, message: Any) -> None:
-        self.post((loader, 0), self.from_loader, message)
-        self.perhaps_again(self.from_loader, message)
+        self.send(loader, message)
+        if self.chaos.bug and self.random() < self.chaos.bug:
+            self.loader_fails(loader)
 
     def loader_hears(self, argument: tuple[Loader, Any]) -> None:
         loader, message = argument
         if not loader.alive or loader.hung:
             return
-        for action in loader.mind.handle(message, self.now):
+        if not loader.started:  # it reads its messages once it is up
+            self.later(self.now + MS, self.loader_hears, argument)
+            return
+        for action in self.tally.to_loader(loader.mind, message, self.now):
             if isinstance(action, loading.Read):
                 self.range_is_read(loader, action.load, 0)
             elif isinstance(action, loading.Send):
                 self.loader_says(loader, action.message)
+            elif isinstance(action, loading.Exit):
+                self.post((loader, 0), self.die, loader)
 
     def range_is_read(self, loader: Loader, load: LoadUnit, index: int) -> None:
         """One after the other of a load, while those of the next one are read beside them."""
@@ -382,67 +423,155 @@ class Simulation:
         """The process dies now; its read in flight lands until the kernel says so."""
         if loader.alive:
             loader.alive = False
-            self.later(self.now + int(self.random() * 20 * MS), self.kernel_says_gone, loader)
+            self.later(self.now + int(self.random() * 40 * MS), self.kernel_says_gone, loader)
 
     def kernel_says_gone(self, loader: Loader) -> None:
         loader.gone = True
-        self.met["LoaderGone"] += 1
         gone = pipeload.LoaderGone(loader.number, loader.epoch)
         self.tell(gone)
         self.perhaps_again(self.tell, gone)
-        self.crew_hears(loader, Happened.EXITED)
+        self.crew_says(loader.number, loader.epoch, Happened.EXITED)
+
+    # --- compute's process
+
+    def start_compute(self) -> None:
+        self.compute = Compute(self.solo.epoch, self.units)
+        self.compute_is_there = True  # as the daemon knows
+        self.later(self.now + int(self.random() * 10 * MS), self.compute_starts, self.compute)
+
+    def solo_says(self, happened: Happened) -> None:
+        """Of the present incarnation, which is not known to be gone."""
+        self.tally.life("compute", self.solo.state, happened)
+        what = self.solo.handle(self.compute.epoch, happened, self.now)
+        if what is not None:
+            self.tally.succession(what)
+        if isinstance(what, lifecycle.Again):
+            self.demanded.clear()
+            self.asked = 0
+            self.tell(pipeload.ComputeGone())
+            self.start_compute()
+        elif happened is Happened.EXITED:
+            self.compute_is_there = False
+            self.finished = True
+
+    def compute_starts(self, compute: Compute) -> None:
+        chance = self.random()
+        if chance < self.chaos.start_dies:
+            self.compute_ends(compute)
+        elif chance - self.chaos.start_dies < self.chaos.start_fails:
+            self.compute_fails(compute)
+        elif compute.alive:
+            self.compute_says(compute, ComputeStarted(1))
+            self.compute_goes_on(compute)
+
+    def compute_says(self, compute: Compute, message: Any) -> None:
+        what = [(self.from_compute, (compute, message))]
+        if self.chaos.nonsense and self.random() < self.chaos.nonsense:
+            no_such_unit = self.from_compute, (compute, AskUnit(UnitNo(self.units), True))
+            nonsense = no_such_unit if self.random() < 0.5 else (self.distrust_compute, compute)
+            what.insert(self.rng.randint(0, 1), nonsense)
+        self.deliver(("from compute", compute), what)
+
+    def compute_fails(self, compute: Compute) -> None:
+        if not compute.alive:
+            return
+        self.compute_says(compute, ComputeFailed(InvariantBroken.exit_code, "a bug", ""))
+        self.post(("from compute", compute), self.compute_ends, compute)
+
+    def compute_ends(self, compute: Compute) -> None:
+        """The process leaves or dies; the kernel says so later."""
+        if compute.alive:
+            compute.alive = False
+            self.later(self.now + int(self.random() * 40 * MS), self.compute_is_gone, compute)
+
+    def compute_is_gone(self, compute: Compute) -> None:
+        assert compute is self.compute
+        self.solo_says(Happened.EXITED)
+
+    def distrust_compute(self, compute: Compute) -> None:
+        if compute is self.compute:
+            self.kill_compute()
+
+    def kill_compute(self) -> None:
+        if self.compute_is_there:
+            self.solo_says(Happened.KILL_SENT)
+            self.compute_ends(self.compute)
+
+    def compute_hangs(self, compute: Compute) -> None:
+        """It was looked at for long enough: a successor would hang as well."""
+        if compute is self.compute and self.compute_is_there:
+            self.solo_says(Happened.SAID_FAILED)
+            self.compute_ends(compute)
+            self.finished = True
+
+    def suffers(self, compute: Compute) -> bool:
+        """Whether a misfortune ends this incarnation at its next step."""
+        chaos, chance = self.chaos, self.random()
+        if chance < chaos.compute_dies:
+            self.compute_ends(compute)
+        elif (chance := chance - chaos.compute_dies) < chaos.compute_fails:
+            compute.hung = True
+            self.compute_fails(compute)
+        elif chance - chaos.compute_fails < chaos.compute_hangs:
+            compute.hung = True
+            self.later(self.now + 300 * MS, self.compute_hangs, compute)
+        else:
+            return False
+        return True
 
     # --- compute's shell
 
     def to_compute(self, message: UnitReady | RecallUnit | UnitFailed) -> None:
-        self.post("to compute", self.compute_gets, message)
+        argument = self.compute, message
+        self.post(("to compute", self.compute), self.compute_gets, argument)
         if not isinstance(message, UnitFailed):
-            self.perhaps_again(self.compute_gets, message)
+            self.perhaps_again(self.compute_gets, argument)
 
-    def compute_gets(self, message: UnitReady | RecallUnit | UnitFailed) -> None:
-        self.inbox.append(message)
-        if self.waits is not None:
-            self.compute_goes_on(None)
+    def compute_gets(self, argument: tuple[Compute, UnitReady | RecallUnit | UnitFailed]) -> None:
+        compute, message = argument
+        compute.inbox.append(message)
+        if compute.waits is not None:
+            self.compute_goes_on(compute)
 
-    def compute_does(self, actions: list[leasing.Action]) -> bool:
+    def compute_does(self, compute: Compute, actions: list[leasing.Action]) -> bool:
         """Whether compute must give up what it waits for."""
         gave_up = False
         for action in actions:
             if isinstance(action, leasing.Send):
-                self.post("from compute", self.from_compute, action.message)
-                if not isinstance(action.message, PassForecast):
-                    self.perhaps_again(self.from_compute, action.message)
+                self.compute_says(compute, action.message)
             else:
                 gave_up = True
-                self.check_refusal(action)
+                self.check_refusal(compute, action)
         return gave_up
 
-    def check_refusal(self, action: leasing.GiveUp) -> None:
+    def check_refusal(self, compute: Compute, action: leasing.GiveUp) -> None:
         if action.exit_code == BudgetTooSmall.exit_code:
-            assert len(self.bound) >= len(self.daemon.slots.all), f"refused while a slot was free: {action.text}"
+            assert len(compute.bound) >= len(self.daemon.slots.all), f"refused while a slot was free: {action.text}"
         elif action.exit_code == ReadFailed.exit_code:
             assert action.unit in self.bad_units, "refused without an error"
         else:
             assert action.exit_code == LoadersLost.exit_code
             assert self.lost
 
-    def remind(self, wait_no: int) -> None:
-        if self.waits is not None and wait_no == self.wait_no:
-            self.compute_does(self.leasing.remind())
+    def remind(self, argument: tuple[Compute, int]) -> None:
+        compute, wait_no = argument
+        if compute.waits is not None and wait_no == compute.wait_no and compute.alive and not compute.hung:
+            self.compute_does(compute, compute.mind.remind())
 
-    def impatient(self, wait_no: int) -> None:
-        if self.waits is not None and self.wait_no == wait_no:
-            self.waits = None
-            self.leasing.abandon()
-            self.unwind()
-            self.compute_goes_on(None)
+    def impatient(self, argument: tuple[Compute, int]) -> None:
+        compute, wait_no = argument
+        if compute.waits is not None and wait_no == compute.wait_no and compute.alive and not compute.hung:
+            compute.waits = None
+            compute.mind.abandon()
+            self.unwind(compute)
+            self.compute_goes_on(compute)
 
-    def unwind(self) -> None:
+    def unwind(self, compute: Compute) -> None:
         """An exception runs up to the end of the pass: hooks on the way return what is bound."""
-        while self.uses:
-            self.finish_use(computed=False)
-        while self.script[self.at][0] != "end":
-            self.at += 1
+        while compute.uses:
+            self.finish_use(compute, computed=False)
+        while self.script.steps[compute.at][0] != "end":
+            compute.at += 1
 
     def check_content(self, ready: UnitReady, seen: list[Any] | None = None) -> list[Any]:
         memory = self.memory[ready.base // PIECES]
@@ -453,80 +582,110 @@ class Simulation:
         assert seen is None or memory == seen, "written to while bound"
         return list(memory)
 
-    def compute_goes_on(self, _: Any) -> None:
-        while self.inbox:
-            if self.compute_does(self.leasing.handle(self.inbox.popleft(), self.now)):
-                self.waits = None
-                self.unwind()
-        while True:
-            if self.waits is not None:
-                if self.leasing.held(UnitNo(self.waits)) is None:
-                    return
-                self.waits = None
-                self.at += 1
-            if self.at == len(self.script):
-                self.finished = True
-                return
-            name, value, patience_ns = self.script[self.at]
-            if name == "want":
-                if self.leasing.keeps(UnitNo(value)):  # compute's without a word
-                    self.met["kept use"] += 1
-                    self.at += 1
-                    continue
-                if value in self.bound:  # nested use of the same unit: `want` must know
-                    assert not self.compute_does(self.leasing.want(UnitNo(value), self.now))
-                    assert self.leasing.held(UnitNo(value)) is not None
-                    self.at += 1
-                    continue
-                self.waits = value
-                self.wait_no += 1
-                self.compute_does(self.leasing.want(UnitNo(value), self.now))
-                self.later(self.now + 10 * MS, self.remind, self.wait_no)
-                if patience_ns:
-                    self.later(self.now + patience_ns, self.impatient, self.wait_no)
-                continue
-            if name == "work":
-                self.later(self.now + value, self.worked, None)
-                return
-            if name == "begin":
-                ready = self.leasing.held(UnitNo(value))
-                assert ready is not None
-                self.uses.append(value)
-                if value not in self.bound:
-                    self.bound[value] = ready, self.check_content(ready)
-                self.compute_does(self.leasing.begin(UnitNo(value), self.now))
-            elif name == "done":
-                self.finish_use(computed=True)
-            elif name == "raise":
-                self.unwind()
-                continue
-            elif name == "forecast":
-                self.compute_does(self.leasing.forecast(bool(value), patience_ns))
-            self.at += 1
+    def compute_goes_on(self, compute: Compute) -> None:
+        if not compute.alive or compute.hung or self.suffers(compute):
+            return
+        while compute.inbox:
+            if self.compute_does(compute, self.tally.to_compute(compute.mind, compute.inbox.popleft(), self.now)):
+                compute.waits = None
+                self.unwind(compute)
+        while self.compute_steps(compute):
+            if compute.at > self.steps_done:
+                self.steps_done = compute.at
+                self.solo.came_further()
 
-    def finish_use(self, computed: bool) -> None:
-        unit = self.uses.pop()
-        ready, seen = self.bound[unit]
+    def compute_steps(self, compute: Compute) -> bool:
+        """Do the next step of the script; False where compute waits, works, or is finished."""
+        mind, now = compute.mind, self.now
+        if compute.waits is not None:
+            if mind.held(UnitNo(compute.waits)) is None:
+                return False
+            compute.waits = None
+            compute.at += 1
+        if compute.at == len(self.script.steps):
+            self.finished = True
+            return False
+        name, value, number = self.script.steps[compute.at]
+        unit = UnitNo(value)
+        if name == "want" and not mind.keeps(unit):  # else it is compute's without a word
+            actions = mind.want(unit, now)
+            if unit in compute.bound:  # nested use of the same unit: `want` must know
+                assert not self.compute_does(compute, actions)
+                assert mind.held(unit) is not None
+            else:
+                compute.waits = unit
+                compute.wait_no += 1
+                self.compute_does(compute, actions)
+                self.later(now + 10 * MS, self.remind, (compute, compute.wait_no))
+                if number:
+                    self.later(now + number, self.impatient, (compute, compute.wait_no))
+                return True
+        elif name == "work":
+            self.later(now + value, self.worked, compute)
+            return False
+        elif name == "begin":
+            ready = mind.held(unit)
+            assert ready is not None
+            compute.uses.append(unit)
+            if unit not in compute.bound:
+                compute.bound[unit] = ready, self.check_content(ready)
+            self.compute_does(compute, mind.begin(unit, now))
+        elif name == "done":
+            self.finish_use(compute, computed=True)
+        elif name == "raise":
+            self.unwind(compute)
+            return True
+        elif name == "start":
+            self.compute_says(compute, PassStarted(now, 1, 1))
+        elif name == "forecast":
+            self.compute_does(compute, mind.forecast(bool(value), number))
+        compute.at += 1
+        return True
+
+    def finish_use(self, compute: Compute, computed: bool) -> None:
+        unit = compute.uses.pop()
+        ready, seen = compute.bound[unit]
         self.check_content(ready, seen)
         if computed:
             self.computed.append(unit)
-        self.compute_does(self.leasing.done(UnitNo(unit), self.now, computed))
-        if unit not in self.uses:
-            del self.bound[unit]
+        self.compute_does(compute, compute.mind.done(UnitNo(unit), self.now, computed))
+        if unit not in compute.uses:
+            del compute.bound[unit]
 
-    def worked(self, _: Any) -> None:
+    def worked(self, compute: Compute) -> None:
+        if not compute.alive or compute.hung:
+            return
         if self.chaos.resize and self.random() < self.chaos.resize:
             self.resize()
-        self.at += 1
-        self.compute_goes_on(None)
+        compute.at += 1
+        self.compute_goes_on(compute)
+
+    # --- memory and loaders come and go
 
     def resize(self) -> None:
         wanted = self.rng.randint(1, self.max_slots)
-        self.tell(pipeload.SlotsWanted(wanted))
+        loaders = self.rng.randint(1, 6) if self.rng.random() < 0.2 and not self.stopping else 0
+        if loaders:
+            self.resize_crew(loaders)
+        self.tell(pipeload.SlotsWanted(wanted, 0, loaders))
         for slot in range(self.max_slots):
             if len(self.daemon.slots.all) < wanted and self.memory[slot] is None:
                 self.memory[slot] = [None] * PIECES
-                self.tell(pipeload.SlotAdded(SlotNo(slot)))
+                added = pipeload.SlotAdded(SlotNo(slot))
+                self.tell(added)
+        if self.daemon.slots.all and self.random() < self.chaos.repeat:
+            self.tell(pipeload.SlotAdded(next(iter(self.daemon.slots.all))))
+
+    def resize_crew(self, count: int) -> None:
+        actions, retired = self.crew.resize(count)
+        for action in actions:
+            self.crew_does(action)
+        for key in retired:
+            loader = self.loaders[key]
+            if loader.started:
+                self.post(loader, self.loader_hears, (loader, StopLoader()))
+            else:
+                self.kill(loader)
 
 
 def run_seed(seed: int) -> Simulation:
@@ -541,17 +700,25 @@ def run_seed(seed: int) -> Simulation:
     return simulation
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=10_000)
     parser.add_argument("--start", type=int, default=0)
     arguments = parser.parse_args()
-    began, steps = time.perf_counter(), 0
+    began, steps, taken = time.perf_counter(), 0, Tally()
     for seed in range(arguments.start, arguments.start + arguments.seeds):
-        steps += run_seed(seed).steps
+        simulation = run_seed(seed)
+        steps += simulation.steps
+        taken.counts.update(simulation.tally.counts)
     took = time.perf_counter() - began
+    print(taken.table())
+    never = taken.never_taken()
     print(f"{arguments.seeds} seeds, {steps} steps, {took:.1f} s")
+    print(f"{len(TRANSITIONS) - len(never)} of {len(TRANSITIONS)} transitions taken")
+    for transition in [*never, *taken.unlisted()]:
+        print("never taken, or in no table:", ": ".join(transition))
+    return 1 if never or taken.unlisted() else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
