@@ -103,7 +103,7 @@ class LoaderStarted:
 
 @dataclass(frozen=True)
 class UnitLoaded:
-    """Every byte of the unit is in its slot."""
+    """Every byte of the unit is in its slot. The longest of its reads took `slowest_ns`."""
 
     loader: LoaderNo
     epoch: Epoch
@@ -112,6 +112,7 @@ class UnitLoaded:
     direct: bool
     started_ns: int
     ended_ns: int
+    slowest_ns: int = 0
 
 
 @dataclass(frozen=True)

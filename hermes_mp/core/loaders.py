@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hermes_mp.core.pace import ChunkTimes
 from hermes_mp.core.pipeload_words import Kill, Limits
 from hermes_mp.core.slots import Slot
 from hermes_mp.errors import InvariantBroken
@@ -39,7 +40,13 @@ class Loaders:
         self._alive: dict[tuple[LoaderNo, Epoch], Loader] = {}
         self._epochs: dict[LoaderNo, Epoch] = {}
         self._idle: list[Loader] = []  # can be given work; idle longest first
+        self._times = ChunkTimes()
         self._reading: list[Loader] = []  # can be given one order more; the one that began its unit first comes first
+
+    @property
+    def soft_ns(self) -> int:
+        """A load without progress for so long is late. Where chunks take long, longer; but well before it is killed."""
+        return max(self._limits.soft_ns, min(self._times.unusual_ns(), self._limits.hard_ns // 2))
 
     def can_take(self) -> bool:
         """Whether some loader can be given another order."""
@@ -91,6 +98,8 @@ class Loaders:
         slot = None if loader is None else next((one for one in loader.slots if one.ticket == news.ticket), None)
         if loader is None or slot is None:
             return None
+        if isinstance(news, UnitLoaded):
+            self._times.took(news.slowest_ns)
         position = loader.slots.index(slot)
         del loader.nbytes[position], loader.slots[position]
         if position == 0:  # else an older load may be what hangs
@@ -115,7 +124,7 @@ class Loaders:
         for loader in self._busy():
             still_ns = now_ns - loader.progress_ns
             for slot in loader.slots:
-                slot.late = still_ns >= self._limits.soft_ns
+                slot.late = still_ns >= self.soft_ns
             if still_ns >= self._limits.hard_ns:
                 loader.killed = True
                 self._give_nothing_more(loader)
@@ -124,7 +133,7 @@ class Loaders:
 
     def wake_ns(self) -> int | None:
         """When `judge` can come to another verdict than now."""
-        soft_ns, hard_ns = self._limits.soft_ns, self._limits.hard_ns
+        soft_ns, hard_ns = self.soft_ns, self._limits.hard_ns
         times = [one.progress_ns + (hard_ns if one.slots[0].late else soft_ns) for one in self._busy()]
         return min(times, default=None)
 

@@ -28,8 +28,8 @@ from hermes_mp.messages import (
 class Limits:
     """Deadlines in nanoseconds without progress; and `orders`, the most that a loader is given at once."""
 
-    soft_ns: int = 2_000_000_000  # then the unit is also loaded into another slot
-    hard_ns: int = 20_000_000_000  # then the loader is killed
+    soft_ns: int = 2_000_000_000  # then the unit is also loaded into another slot; see `Loaders.soft_ns`
+    hard_ns: int = 30_000_000_000  # then the loader is killed
     doubt_ns: int = 100_000_000  # how long to wait for compute to return a guess before a resident is evicted
     patience_ns: int = 2_000_000_000  # how long compute may hold all slots and want another before it is refused
     orders: int = 2  # the unit that it reads, and the next

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 from hermes_mp.core.layout import ALIGN, aligned_up
 from hermes_mp.core.loading import READERS, LoadBroken, LoadRead
+from hermes_mp.core.pace import MOST_CHUNK_NBYTES, Pace
 from hermes_mp.errors import MachineError
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
 from hermes_mp.messages import LoadUnit, Ticket
 
 PIECES = 3  # of a load, where it is large enough: of two both threads would end at once, and the disk would rest
-LEAST_PIECE_NBYTES, MOST_PIECE_NBYTES = 1 << 20, 8 << 20  # two at once are as much as the daemon expects news of
+LEAST_PIECE_NBYTES = 1 << 20  # where the disk is fast enough for that
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,16 @@ class _Reading:
     left: int  # pieces that are not read
     direct: bool = True
     started_ns: int = 0
+    slowest_ns: int = 0  # of its pieces
     failure: MachineError | None = None
+
+
+@dataclass(frozen=True)
+class _Done:
+    load: _Reading
+    piece: Piece
+    took_ns: int
+    failure: MachineError | None
 
 
 class Readers:
@@ -70,6 +80,7 @@ class Readers:
         self._loads: deque[_Reading] = deque()  # those with pieces that wait, the oldest first
         self._under_way: deque[_Reading] = deque()  # from the oldest load that has not ended on
         self._ended: list[LoadRead | LoadBroken] = []
+        self._pace = Pace()
         self._bug: BaseException | None = None
         self._closed = False
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -79,8 +90,8 @@ class Readers:
 
     def read(self, load: LoadUnit, files: dict[int, OpenedFile]) -> None:
         """Read `load`, whose ranges lie in its room and in `files`, after all others."""
-        pieces = cut(load, files)
         with self._work:
+            pieces = cut(load, files, self._pace.chunk_nbytes())
             reading = _Reading(load.ticket, deque(pieces), len(pieces))
             self._under_way.append(reading)
             if pieces:
@@ -118,21 +129,23 @@ class Readers:
         os.close(self.fd)
 
     def _run(self) -> None:
-        done: tuple[_Reading, Piece, MachineError | None] | None = None
+        done: _Done | None = None
         try:
             while (following := self._next(done)) is not None:
-                done = *following, self._read(following[1])
+                began_ns = time.monotonic_ns()
+                failure = self._read(following[1])
+                done = _Done(*following, time.monotonic_ns() - began_ns, failure)
         except BaseException as error:
             with self._idle:
                 self._bug = error
                 self._idle.notify_all()
                 os.eventfd_write(self.fd, 1)
 
-    def _next(self, done: tuple[_Reading, Piece, MachineError | None] | None) -> tuple[_Reading, Piece] | None:
+    def _next(self, done: _Done | None) -> tuple[_Reading, Piece] | None:
         """Put down what was done, and take the next piece, once there is one; None when closed."""
         with self._work:
             if done is not None:
-                self._put_down(*done)
+                self._put_down(done)
             self._work.wait_for(lambda: self._loads or self._closed)
             if not self._loads:
                 return None
@@ -143,9 +156,13 @@ class Readers:
                 self._loads.popleft()
             return load, piece
 
-    def _put_down(self, load: _Reading, piece: Piece, failure: MachineError | None) -> None:
+    def _put_down(self, done: _Done) -> None:
+        load, piece, failure = done.load, done.piece, done.failure
         if load is self._under_way[0]:
             self._on_piece()
+        load.slowest_ns = max(load.slowest_ns, done.took_ns)
+        if failure is None:
+            self._pace.took(piece.nbytes, done.took_ns)
         load.left -= 1
         load.direct = load.direct and piece.file.direct
         if failure is not None:
@@ -159,7 +176,7 @@ class Readers:
 
     def _end(self, load: _Reading) -> None:
         if load.failure is None:
-            self._ended.append(LoadRead(load.ticket, load.direct, load.started_ns))
+            self._ended.append(LoadRead(load.ticket, load.direct, load.started_ns, load.slowest_ns))
         else:
             self._ended.append(LoadBroken(load.ticket, load.failure.exit_code, str(load.failure)))
         while self._under_way and not self._under_way[0].left:
@@ -176,13 +193,15 @@ class Readers:
         return None
 
 
-def cut(load: LoadUnit, files: dict[int, OpenedFile]) -> Sequence[Piece]:
+def cut(load: LoadUnit, files: dict[int, OpenedFile], most_nbytes: int = MOST_CHUNK_NBYTES) -> Sequence[Piece]:
     """The load's ranges in pieces, as large as its files' chunks at most, so small that there are several, and alike.
+
+    None is larger than `most_nbytes`: two at once are as much as the daemon expects news of.
 
     The read of a file's last block may write past its range, up to the next multiple of ALIGN: never further.
     """
     share = -(-sum(one.nbytes for one in load.ranges) // PIECES)
-    several = min(max(LEAST_PIECE_NBYTES, aligned_up(share)), MOST_PIECE_NBYTES)
+    several = min(max(LEAST_PIECE_NBYTES, aligned_up(share)), most_nbytes)
     pieces = []
     for one in load.ranges:
         file = files[one.file]
