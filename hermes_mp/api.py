@@ -20,7 +20,7 @@ from typing import Any
 from hermes_mp.agents.computing import CALLER
 from hermes_mp.agents.quarters import make_arena
 from hermes_mp.agents.supplying import LinkedSupply, listen
-from hermes_mp.config import RunConfig
+from hermes_mp.config import StreamConfig
 from hermes_mp.errors import DaemonLost, revived
 from hermes_mp.host import malloc
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
@@ -43,6 +43,8 @@ def load(
     batch: int = 1,
     dtype: str = "auto",
     count_caller: bool = True,
+    soft_deadline: float = 2.0,
+    hard_deadline: float = 30.0,
     _slots: int | None = None,
     _room: int | None = None,
     _window: int = 0,
@@ -55,20 +57,23 @@ def load(
     many as `hermes-plan` would take. `memory`: the budget in bytes or as "3GiB"; what this process takes already counts
     unless `count_caller` is false; "auto" is what the machine and its cgroup can spare, None sets no limit. `context`,
     `batch`: positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves
-    it, or float32, float16, bfloat16.
+    it, or float32, float16, bfloat16. What a loader makes no progress with for `soft_deadline` seconds is also read by
+    another; after `hard_deadline` it is killed and replaced.
 
     Unless `memory` is None glibc gives blocks from 64 KiB back at once (`mallopt`) in all of this process from then on.
     Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
     MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, NeedsAllWeights,
     and DaemonLost within a second of the daemon's end.
     """
-    config = RunConfig(
+    config = StreamConfig(
         model=os.fspath(model),
         loaders=loaders,  # type: ignore[arg-type]  # "auto" becomes None there
         memory=memory,
         context=context,
         batch=batch,
         dtype=dtype,
+        soft_deadline=soft_deadline,
+        hard_deadline=hard_deadline,
     )
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
     behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
@@ -83,7 +88,7 @@ def load(
 
 
 def _build(
-    config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None, window: int
+    config: StreamConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None, window: int
 ) -> Any:
     from hermes_mp.models.choose_plan import Told, choose_plan
     from hermes_mp.models.footprint import check_call, check_generate
@@ -124,7 +129,7 @@ def _build(
 class _Behind:
     """The daemon and what connects us with it. Knows nothing of the model, so that the model can be dropped."""
 
-    def __init__(self, config: RunConfig, checkpoint: Checkpoint, private: dict[str, Any]) -> None:
+    def __init__(self, config: StreamConfig, checkpoint: Checkpoint, private: dict[str, Any]) -> None:
         self._pid = os.getpid()
         self._closed = threading.Event()
         self.lock = threading.RLock()  # whoever holds it may use the link
@@ -140,6 +145,8 @@ class _Behind:
             "batch": config.batch,
             "dtype": config.dtype,
             "threads": None,
+            "soft_s": config.soft_deadline,
+            "hard_s": config.hard_deadline,
             "caller_death_fd": self._death.read_fd,
             "arena_fd": self._arena.fd,
             "granule": self._arena.granule,

@@ -45,7 +45,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     settings = DaemonSettings(
         checkpoint, config.loaders, config.memory, config.context, config.batch, config.dtype, config.threads,
         options=_task_options(config), sample_exactly=config.sample_memory,
-        timeout_s=config.timeout or None,
+        timeout_s=config.timeout or None, soft_s=config.soft_deadline, hard_s=config.hard_deadline,
     )  # fmt: skip
     if trace is not None:
         trace.instant("daemon", "command started", started_ns)
@@ -61,6 +61,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             ledger.slots = len(daemon.slots.bases)
             ledger.budget_nbytes = daemon.slots.budget_nbytes
             ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
+            ledger.degraded = daemon.crew.degraded()
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:

@@ -33,6 +33,7 @@ class Ledger:
         self.pages = "small"  # what the arena's pages turned out to be: known at the end
         self.loaders_restarted = 0
         self.compute_restarts = 0
+        self.degraded: list[str] = []
         self.plan = RunPlan()
         self._first_read_ns: int | None = None
         self._direct: set[bool] = set()
@@ -155,6 +156,7 @@ class Ledger:
             pages=self.pages,
             forecast_s=self.plan.forecast_us / 1e6 if self.plan.source else None,
             planned_by=self.plan.source or None,
+            degraded=tuple(self.degraded),
         )
 
     def _read(self, nbytes: int, started_ns: int, ended_ns: int) -> None:

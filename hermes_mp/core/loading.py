@@ -135,7 +135,8 @@ class Loading:
         """Begun when the load before it had ended, as reads of two overlap: a loader's times add up to its work."""
         nbytes = sum(piece.nbytes for piece in load.ranges)
         started_ns, self._ended_ns = max(read.started_ns, self._ended_ns), now_ns
-        return UnitLoaded(self._loader, self._epoch, load.ticket, nbytes, read.direct, started_ns, now_ns, read.slowest_ns)
+        times = started_ns, now_ns, read.slowest_ns
+        return UnitLoaded(self._loader, self._epoch, load.ticket, nbytes, read.direct, *times)
 
     def _failed(self, ticket: Ticket, exit_code: int, text: str) -> Send:
         return Send(LoadFailed(self._loader, self._epoch, ticket, exit_code, text))

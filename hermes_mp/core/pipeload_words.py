@@ -47,6 +47,15 @@ class LoaderGone:
 
 
 @dataclass(frozen=True)
+class LoaderStuck:
+    """This process was killed and does not end: its slots stay lent until `LoaderGone`, which may never come."""
+
+    loader: LoaderNo
+    epoch: Epoch
+    text: str
+
+
+@dataclass(frozen=True)
 class NoLoadersLeft:
     """No loader is alive and none will come back."""
 
@@ -93,7 +102,7 @@ class Tick:
 
 
 Event = (
-    LoaderStarted | UnitLoaded | LoadFailed | LoaderGone | NoLoadersLeft | ProgressSeen
+    LoaderStarted | UnitLoaded | LoadFailed | LoaderGone | LoaderStuck | NoLoadersLeft | ProgressSeen
     | AskUnit | UnitDone | PassForecast | PassStarted | ComputeGone | SlotAdded | SlotsWanted | Tick
 )  # fmt: skip
 

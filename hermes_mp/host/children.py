@@ -31,7 +31,7 @@ BOOTSTRAP = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); from {} imp
 
 @dataclass
 class Child:
-    """A process that was started; its pidfd becomes readable when it has ended. `reap` it, always."""
+    """A process that was started; its pidfd becomes readable when it has ended. `reap` it, or `forsake` it."""
 
     title: str
     pid: int
@@ -101,6 +101,13 @@ class Child:
             os.close(self.pidfd)
             self.pidfd = -1
         return self._cause()
+
+    def forsake(self) -> None:
+        """Let go of one that cannot be killed: it ends when the kernel lets it, and is not `reap`ed by us."""
+        for fd in (self.pidfd, self.voice_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.voice_fd = -1
 
     @property
     def exit_code(self) -> int | None:

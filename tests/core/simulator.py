@@ -67,6 +67,7 @@ class Chaos:
 
         self.crash = some(0.5, 0.08)  # per range read
         self.hang = some(0.25, 0.05)
+        self.stuck = some(0.5, 1.0)  # per kill: it takes effect only long after
         self.nap = some(0.25, 0.05)  # hangs past the soft deadline, then goes on
         self.read_error = some(0.25, 0.1)
         self.repeat = some(0.4, 0.2)  # per message
@@ -252,7 +253,10 @@ class Simulation:
                 loader = self.loaders[action.loader]
                 assert loader.epoch == action.epoch
                 self.crew_hears(loader, Happened.KILL_SENT)
-                self.die(loader)
+                if self.random() < self.chaos.stuck:
+                    self.get_stuck(loader)
+                else:
+                    self.die(loader)
             else:
                 assert isinstance(action, pipeload.RemoveSlot)
                 self.met["RemoveSlot"] += 1
@@ -384,6 +388,18 @@ class Simulation:
             loader.alive = False
             self.later(self.now + int(self.random() * 20 * MS), self.kernel_says_gone, loader)
 
+    def get_stuck(self, loader: Loader) -> None:
+        """It was killed and stays for a while, or for longer than the run; its read in flight may land all the time."""
+        loader.alive = False
+        self.later(self.now + lifecycle.KILL_NS, self.has_outlived, loader)
+        self.later(self.now + lifecycle.KILL_NS + int(self.random() * 1000 * MS), self.kernel_says_gone, loader)
+
+    def has_outlived(self, loader: Loader) -> None:
+        assert (loader.number, loader.epoch) in self.crew.outlived(self.now)
+        self.met["LoaderStuck"] += 1
+        self.crew_hears(loader, Happened.OUTLIVED)
+        self.tell(pipeload.LoaderStuck(loader.number, loader.epoch, "a loader that cannot be killed"))
+
     def kernel_says_gone(self, loader: Loader) -> None:
         loader.gone = True
         self.met["LoaderGone"] += 1
@@ -421,7 +437,7 @@ class Simulation:
         if action.exit_code == BudgetTooSmall.exit_code:
             assert len(self.bound) >= len(self.daemon.slots.all), f"refused while a slot was free: {action.text}"
         elif action.exit_code == ReadFailed.exit_code:
-            assert action.unit in self.bad_units, "refused without an error"
+            assert action.unit in self.bad_units or self.met["LoaderStuck"], "refused without an error"
         else:
             assert action.exit_code == LoadersLost.exit_code
             assert self.lost

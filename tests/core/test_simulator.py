@@ -19,7 +19,7 @@ def test_seeds_that_once_found_something(seed: int) -> None:
 
 def test_the_seeds_meet_what_they_are_for() -> None:
     """Otherwise the test above could pass because nothing ever happens."""
-    crashes = refusals = doubles = removals = calm = kept = recalled = 0
+    crashes = refusals = doubles = removals = calm = kept = recalled = stuck = 0
     for seed in range(1000):
         simulation = run_seed(seed)
         crashes += simulation.met["LoaderGone"]
@@ -29,5 +29,6 @@ def test_the_seeds_meet_what_they_are_for() -> None:
         calm += simulation.calm
         kept += simulation.met["kept use"]
         recalled += simulation.met["Recall"]
-    found = (crashes, refusals, doubles, removals, calm, kept, recalled)
+        stuck += simulation.met["LoaderStuck"]
+    found = (crashes, refusals, doubles, removals, calm, kept, recalled, stuck)
     assert min(found) > 20, found
