@@ -20,7 +20,7 @@ from typing import Any
 from hermes_mp.agents.computing import CALLER
 from hermes_mp.agents.quarters import make_arena
 from hermes_mp.agents.supplying import LinkedSupply, listen
-from hermes_mp.config import NEVER, LoadConfig
+from hermes_mp.config import NEVER, StreamConfig
 from hermes_mp.errors import DaemonLost, revived
 from hermes_mp.host import checksums, malloc
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
@@ -44,6 +44,8 @@ def load(
     dtype: str = "auto",
     verify: str = "first",
     count_caller: bool = True,
+    soft_deadline: float = 2.0,
+    hard_deadline: float = 30.0,
     _slots: int | None = None,
     _room: int | None = None,
     _window: int = 0,
@@ -58,14 +60,15 @@ def load(
     `batch`: positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves
     it, or float32, float16, bfloat16. `verify`: check what is read against the checksums of earlier runs, and files
     against the SHA-256 that the hub or a SHA256SUMS beside them gives (once, which reads all of them): each unit's
-    "first" load, "always", or "never".
+    "first" load, "always", or "never". What a loader makes no progress with for `soft_deadline` seconds is also read by
+    another; after `hard_deadline` it is killed and replaced.
 
     Unless `memory` is None glibc gives blocks from 64 KiB back at once (`mallopt`) in all of this process from then on.
     Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
     MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, WeightsChanged,
     NeedsAllWeights, and DaemonLost within a second of the daemon's end.
     """
-    config = LoadConfig(
+    config = StreamConfig(
         model=os.fspath(model),
         loaders=loaders,  # type: ignore[arg-type]  # "auto" becomes None there
         memory=memory,
@@ -73,6 +76,8 @@ def load(
         batch=batch,
         dtype=dtype,
         verify=verify,
+        soft_deadline=soft_deadline,
+        hard_deadline=hard_deadline,
     )
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
     if verify != NEVER:
@@ -89,7 +94,7 @@ def load(
 
 
 def _build(
-    config: LoadConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None, window: int
+    config: StreamConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None, window: int
 ) -> Any:
     from hermes_mp.models.choose_plan import Told, choose_plan
     from hermes_mp.models.footprint import check_call, check_generate
@@ -130,7 +135,7 @@ def _build(
 class _Behind:
     """The daemon and what connects us with it. Knows nothing of the model, so that the model can be dropped."""
 
-    def __init__(self, config: LoadConfig, checkpoint: Checkpoint, private: dict[str, Any]) -> None:
+    def __init__(self, config: StreamConfig, checkpoint: Checkpoint, private: dict[str, Any]) -> None:
         self._pid = os.getpid()
         self._closed = threading.Event()
         self.lock = threading.RLock()  # whoever holds it may use the link
@@ -147,6 +152,8 @@ class _Behind:
             "dtype": config.dtype,
             "threads": None,
             "verify": config.verify,
+            "soft_s": config.soft_deadline,
+            "hard_s": config.hard_deadline,
             "caller_death_fd": self._death.read_fd,
             "arena_fd": self._arena.fd,
             "granule": self._arena.granule,

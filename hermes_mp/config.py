@@ -193,18 +193,26 @@ class RunConfig(Config):
 
 
 @dataclass(frozen=True)
-class LoadConfig(RunConfig):
-    """What a run that reads weights needs."""
+class StreamConfig(RunConfig):
+    """A run that streams: behind `load`, and with requests of its own below."""
 
     verify: str = _option(
         FIRST, _choice(*VERIFY), "check what is read against the checksums of earlier runs, and files against "
         "the SHA-256 that the hub or a SHA256SUMS beside them gives: each unit's first load, always, or never",
         "WHEN", _RUN,
     )  # fmt: skip
+    soft_deadline: float = _option(
+        2.0, _number(0.05, 86400), "read what a loader has made no progress with for so many seconds once more, by "
+        "another; longer where reads take long", "SECONDS", _RUN,
+    )  # fmt: skip
+    hard_deadline: float = _option(
+        30.0, _number(0.1, 86400), "kill and replace a loader that has made no progress for so many seconds",
+        "SECONDS", _RUN,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class LaunchConfig(LoadConfig):
+class LaunchConfig(StreamConfig):
     """A run of `hermes-launch`: the run, its requests, and what is shown."""
 
     timeout: float = _option(

@@ -108,7 +108,10 @@ class LoaderStarted:
 
 @dataclass(frozen=True)
 class UnitLoaded:
-    """Every byte of the unit is in its slot. `checksum`: CRC-32 over its ranges, where that was asked for."""
+    """Every byte of the unit is in its slot. The longest of its reads took `slowest_ns`.
+
+    `checksum`: CRC-32 over its ranges, where that was asked for.
+    """
 
     loader: LoaderNo
     epoch: Epoch
@@ -117,6 +120,7 @@ class UnitLoaded:
     direct: bool
     started_ns: int
     ended_ns: int
+    slowest_ns: int = 0
     checksum: int = NOT_CHECKED
 
 

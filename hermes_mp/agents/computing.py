@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from hermes_mp.core.lifecycle import Again, Happened, Over, Solo
+from hermes_mp.core.lifecycle import KILL_NS, Again, Happened, Over, Solo
 from hermes_mp.host import environment
 from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, spawn
 from hermes_mp.host.wire import Hub, Peer, Poller
 from hermes_mp.ids import Epoch
 from hermes_mp.messages import StopCompute
 
+GONE_S = KILL_NS / 1e9  # how long one that was killed is waited for
 CALLER = Peer("compute", 0, 1)
 
 
@@ -138,8 +139,10 @@ class Computing:
         if self._child is not None:
             if self._child.reap(leave_s) is None:
                 self._child.kill()
-                self._child.reap(30.0)
+                if self._child.reap(GONE_S) is None:  # it waits in the kernel
+                    self._poller.forget(self._child.pidfd)
             self._hear_out()
+            self._child.forsake()
             self._child = None
 
     def _hear_out(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hermes_mp.agents.loader_arguments import LoaderArguments
 from hermes_mp.core import lifecycle
-from hermes_mp.core.lifecycle import AllLost, Crew, Happened, Spawn, State
+from hermes_mp.core.lifecycle import KILL_NS, AllLost, Crew, Happened, Spawn, State
 from hermes_mp.core.report import counted
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.children import LOADER_OOM_SCORE, Child, DeathPipe, hand_on, spawn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hermes_mp.host.wire import Poller
     from hermes_mp.ids import Epoch, LoaderNo
 
+GONE_S = KILL_NS / 1e9  # how long one that was killed is waited for
 CHUNK_NBYTES = 16 << 20  # asked for at once, at most, before there is a plan; `host.readers` asks for less
 
 
@@ -34,6 +35,7 @@ class LoaderCrew:
         self._endpoint, self._run_dir, self._arena, self._death = endpoint, run_dir, arena, death
         self._poller: Poller | None = None
         self._on_gone: Callable[[LoaderNo, Epoch], None] = lambda loader, epoch: None
+        self._on_stuck: Callable[[LoaderNo, Epoch, str], None] = lambda loader, epoch, text: None
         self._on_lost: Callable[[str], None] = lambda why: None
         self._say: Callable[[str], None] = lambda text: None
         self._on_heard: Callable[[bytes], object] = hand_on
@@ -48,15 +50,18 @@ class LoaderCrew:
         self,
         poller: Poller,
         on_gone: Callable[[LoaderNo, Epoch], None],
+        on_stuck: Callable[[LoaderNo, Epoch, str], None],
         on_lost: Callable[[str], None],
         say: Callable[[str], None],
         on_heard: Callable[[bytes], object],
     ) -> None:
         """`on_gone` hears of each loader that the kernel has ended, `on_lost` when the last is not replaced.
 
+        `on_stuck` hears of each that was killed and does not end, and what the kernel says of it.
         `say` takes a line of ours, `on_heard` what loaders write to their standard error.
         """
         self._poller, self._on_gone, self._on_lost, self._say = poller, on_gone, on_lost, say
+        self._on_stuck = on_stuck
         self._on_heard = on_heard
         for fd in (*self._by_fd, *self._voices):
             poller.watch(fd)
@@ -80,9 +85,18 @@ class LoaderCrew:
         found = []
         for (number, epoch), child in self._children.items():
             member = self._crew.members.get(number)
-            state = member[1].state if member is not None and member[0] == epoch else State.STOPPING
-            found.append((number, epoch, child.pid, state.value))
+            life = member[1] if member is not None and member[0] == epoch else self._crew.former.get((number, epoch))
+            found.append((number, epoch, child.pid, (State.STOPPING if life is None else life.state).value))
         return found
+
+    def degraded(self) -> list[str]:
+        """What the run has to do without, and why."""
+        return self._crew.degraded()
+
+    def state_of(self, loader: LoaderNo, epoch: Epoch) -> str:
+        """What the kernel says it is at this moment."""
+        child = self._children.get((loader, epoch))
+        return "gone" if child is None else child.state()
 
     def members(self) -> list[tuple[LoaderNo, Epoch]]:
         return list(self._children)
@@ -96,6 +110,13 @@ class LoaderCrew:
         if child is not None:
             self.happened(loader, epoch, Happened.KILL_SENT)
             child.kill()
+
+    def look(self) -> None:
+        """Go on without those that were killed and are still there a while later."""
+        for loader, epoch in self._crew.outlived(time.monotonic_ns()):
+            actions = self._crew.handle(loader, epoch, Happened.OUTLIVED, time.monotonic_ns())
+            self._on_stuck(loader, epoch, self.state_of(loader, epoch))
+            self._perform(actions)
 
     def readable(self, fd: int) -> bool:
         """Handle a pidfd or a voice that became readable; False where it is none of ours."""
@@ -122,15 +143,14 @@ class LoaderCrew:
         if self._poller is not None:
             self._poller.forget(fd)
 
-    def settle(self, timeout_s: float) -> bool:
+    def settle(self) -> bool:
         """Wait until all present loaders, just killed, are gone (else False); their successors are on their way."""
         killed = list(self._children)
-        for key in killed:
-            self._reap(key, timeout_s)
+        self._wait_gone(killed)
         return not set(killed) & set(self._children)
 
     def stop(self, timeout_s: float) -> None:
-        """Wait for all to leave, then kill those that have not; nothing is left afterwards."""
+        """Wait for all to leave, then kill those that have not; only what cannot be killed is there afterwards."""
         self._stopping = True
         for number, epoch in list(self._children):
             self.happened(number, epoch, Happened.STOP_ASKED)
@@ -139,8 +159,26 @@ class LoaderCrew:
             self._reap(key, max(0.0, deadline - time.monotonic()))
         for key in list(self._children):
             self.kill(*key)
-            self._reap(key, 30.0)
+        self._wait_gone(list(self._children))
+        for key in list(self._children):
+            self._forsake(key)
         self.progress.close()
+
+    def _wait_gone(self, keys: list[tuple[LoaderNo, Epoch]]) -> None:
+        """Of those that were killed; but no longer for one of which it is known that this is in vain."""
+        deadline = time.monotonic() + GONE_S
+        for key in keys:
+            self._reap(key, 0.0 if self._crew.is_unkillable(key) else max(0.0, deadline - time.monotonic()))
+
+    def _forsake(self, key: tuple[LoaderNo, Epoch]) -> None:
+        child = self._children.pop(key)
+        self._say(f"loader {key[0]} (epoch {key[1]}) cannot be killed and is left behind: it is {child.state()}")
+        for fd in (child.pidfd, child.voice_fd):
+            if self._poller is not None and fd >= 0:
+                self._poller.forget(fd)
+        self._by_fd.pop(child.pidfd, None)
+        self._voices.pop(child.voice_fd, None)
+        child.forsake()
 
     def _reap(self, key: tuple[LoaderNo, Epoch], timeout_s: float) -> None:
         child = self._children[key]

@@ -28,8 +28,10 @@ from hermes_mp.core.pipeload import (
     Announce,
     ComputeGone,
     Kill,
+    Limits,
     Load,
     LoaderGone,
+    LoaderStuck,
     NoLoadersLeft,
     Pipeload,
     ProgressSeen,
@@ -54,6 +56,7 @@ from hermes_mp.errors import (
 )
 from hermes_mp.host import unitcache
 from hermes_mp.host.checkpoint import Checkpoint
+from hermes_mp.host.mounts import device_of
 from hermes_mp.host.scheduling import take_short_turns
 from hermes_mp.host.wire import Hub, Peer, Poller
 from hermes_mp.messages import (
@@ -112,6 +115,8 @@ class DaemonSettings:
     eager: bool = True  # read before the first pass begins
     timeout_s: float | None = None  # compute may stand still for so long
     verify: str = FIRST
+    soft_s: float = 2.0  # a load without progress for so long is also read into another slot
+    hard_s: float = 30.0  # then its loader is killed
 
     @property
     def has_caller(self) -> bool:
@@ -159,7 +164,9 @@ class Daemon:
         if settings.has_caller:
             self._poller.watch(settings.caller_death_fd)
         take_short_turns()
-        self.crew.attach(self._poller, self._loader_gone, self._loaders_lost, front.say, front.heard)
+        self.crew.attach(
+            self._poller, self._loader_gone, self._loader_stuck, self._loaders_lost, front.say, front.heard
+        )
 
     def __enter__(self) -> Daemon:
         return self
@@ -242,6 +249,7 @@ class Daemon:
 
     def _turn(self) -> None:
         self.compute.flush()
+        self.crew.look()
         self._adapt()
         self._add_slot()
         if self.mind is not None:
@@ -356,6 +364,16 @@ class Daemon:
     def _loader_gone(self, loader: LoaderNo, epoch: Epoch) -> None:
         self._started.pop(Peer("loader", loader, epoch), None)
         self._feed(LoaderGone(loader, epoch))
+
+    def _loader_stuck(self, loader: LoaderNo, epoch: Epoch, state: str) -> None:
+        """It was killed and is still there. What it reads can be named by what was ordered: the file is not touched."""
+        slots = [] if self.mind is None else self.mind.loaders.at_work().get((loader, epoch), [])
+        files = sorted({one.file for slot in slots for one in self.units.units[slot.unit].ranges})
+        paths = [self.units.files[number].path for number in files]
+        reads = " and reads " + ", ".join(f"{path} ({device_of(path)})" for path in paths) if paths else ""
+        text = f"loader {loader} (epoch {epoch}), which is {state}{reads}"
+        self.front.say(f"going on without {text}: it cannot be killed")
+        self._feed(LoaderStuck(loader, epoch, text))
 
     def _loaders_lost(self, why: str) -> None:
         self._no_loaders = why
@@ -521,6 +539,7 @@ class Daemon:
                 sizes = [unit.nbytes for unit in units.units]
                 self.mind = Pipeload(
                     sizes, self.slots.slot_nbytes, self.plan.loaders, self.plan.window or None, more=True,
+                    limits=Limits(round(self.settings.soft_s * 1e9), round(self.settings.hard_s * 1e9)),
                     eager=self.settings.eager,
                 )  # fmt: skip
                 for peer in self._started:
@@ -542,7 +561,7 @@ class Daemon:
         self.mind = None
         for number, epoch in self.crew.members():
             self.crew.kill(number, epoch)
-        if not self.crew.settle(30.0):
+        if not self.crew.settle():
             raise ReadFailed("a loader that reads outdated units cannot be killed: the disk does not answer")
         self.slots.clear()
         self._loading.clear()
@@ -604,7 +623,8 @@ class Daemon:
         elif isinstance(action, Refuse):
             self.compute.send(UnitFailed(action.unit, action.exit_code, clip(line_of(action.exit_code, action.text))))
         elif isinstance(action, Kill):
-            self.front.say(f"loader {action.loader} is killed: {action.why}")
+            state = self.crew.state_of(action.loader, action.epoch)
+            self.front.say(f"loader {action.loader} is killed: {action.why}; it is {state}")
             self.crew.kill(action.loader, action.epoch)
         else:
             self.slots.remove(action.slot)

@@ -46,6 +46,7 @@ def of(daemon: Daemon) -> dict[str, Any]:
             }
             for number, epoch, pid, state in daemon.crew.states()
         ],
+        "degraded": daemon.crew.degraded(),
         "units": len(daemon.units.units),
         "residents": len(residents),
         "slot_nbytes": daemon.slots.slot_nbytes,

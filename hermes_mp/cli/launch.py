@@ -18,6 +18,7 @@ from hermes_mp.agents.quarters import Quarters, loaders_to_start
 from hermes_mp.cli import options
 from hermes_mp.config import LaunchConfig
 from hermes_mp.errors import HermesError
+from hermes_mp.host import procstat
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -125,9 +126,7 @@ def _signals() -> Iterator[Signals]:
 
 def process_started_ns() -> int:
     """When this process was started, on the clock of `time.monotonic_ns`, to 10 ms."""
-    with open("/proc/self/stat", encoding="utf-8") as file:
-        ticks = int(file.read().rpartition(")")[2].split()[19])
-    since_boot_ns = ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    since_boot_ns = procstat.look("self").started_ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
     return since_boot_ns - (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns())
 
 

@@ -101,6 +101,7 @@ def _block(run: dict[str, Any]) -> str:
         at = f", reads {' and '.join(f'unit {unit}' for unit in loader['reads'])}" if loader["reads"] else ""
         restarts = _restarts(loader["restarts"])
         lines.append(f"  loader {loader['number']:<2} process {loader['pid']}, {loader['state']}{restarts}{at}")
+    lines += [f"  degraded  {why}" for why in run["degraded"]]
     slots = run["slots"]
     if slots:
         residents = f"; {counted(run['residents'], 'resident')}" if run["residents"] else ""

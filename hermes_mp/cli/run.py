@@ -48,7 +48,8 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     settings = DaemonSettings(
         checkpoint, config.loaders, config.memory, config.context, config.batch, config.dtype, config.threads,
         options=_task_options(config), sample_exactly=config.sample_memory,
-        timeout_s=config.timeout or None, verify=config.verify,
+        timeout_s=config.timeout or None, verify=config.verify, soft_s=config.soft_deadline,
+        hard_s=config.hard_deadline,
     )  # fmt: skip
     if trace is not None:
         trace.instant("daemon", "command started", started_ns)
@@ -65,6 +66,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             ledger.budget_nbytes = daemon.slots.budget_nbytes
             ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
             ledger.verified = daemon.guard.report()
+            ledger.degraded = daemon.crew.degraded()
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:

@@ -33,6 +33,7 @@ class Ledger:
         self.pages = "small"  # what the arena's pages turned out to be: known at the end
         self.loaders_restarted = 0
         self.compute_restarts = 0
+        self.degraded: list[str] = []
         self.plan = RunPlan()
         self.verified: Verified | None = None
         self._first_read_ns: int | None = None
@@ -157,6 +158,7 @@ class Ledger:
             forecast_s=self.plan.forecast_us / 1e6 if self.plan.source else None,
             planned_by=self.plan.source or None,
             verified=self.verified,
+            degraded=tuple(self.degraded),
         )
 
     def _read(self, nbytes: int, started_ns: int, ended_ns: int) -> None:

@@ -14,6 +14,8 @@ from enum import Enum
 from hermes_mp.errors import InvariantBroken
 from hermes_mp.ids import Epoch, LoaderNo
 
+KILL_NS = 5_000_000_000  # a process that is there for so long after SIGKILL waits in the kernel, maybe for ever
+
 
 class State(Enum):
     """What a child is to its parent."""
@@ -22,6 +24,7 @@ class State(Enum):
     UP = "up"
     STOPPING = "stopping"  # asked to leave
     KILLED = "killed"  # by us, because it hung
+    UNKILLABLE = "unkillable"  # killed, and still there: it waits in the kernel. Its memory is left to it
     FAILED = "failed"  # said that it cannot go on; it leaves by itself
     GONE = "gone"  # died by itself: may be started again
     UNFIT = "unfit"  # gone after it said why: starting it again would fail again
@@ -35,6 +38,7 @@ class Happened(Enum):
     SAID_FAILED = "said it failed"
     STOP_ASKED = "stop asked"
     KILL_SENT = "kill sent"
+    OUTLIVED = "outlived"  # the kill, by more than a while
     EXITED = "exited"  # the kernel says so
 
 
@@ -55,16 +59,24 @@ TABLE: dict[tuple[State, Happened], State] = {
     (_S.STOPPING, _H.SAID_FAILED): _S.STOPPING,
     (_S.STOPPING, _H.STOP_ASKED): _S.STOPPING,
     (_S.STOPPING, _H.KILL_SENT): _S.STOPPING,
+    (_S.STOPPING, _H.OUTLIVED): _S.UNKILLABLE,
     (_S.STOPPING, _H.EXITED): _S.ENDED,
     (_S.KILLED, _H.STARTED): _S.KILLED,
     (_S.KILLED, _H.SAID_FAILED): _S.KILLED,
     (_S.KILLED, _H.STOP_ASKED): _S.STOPPING,
     (_S.KILLED, _H.KILL_SENT): _S.KILLED,
+    (_S.KILLED, _H.OUTLIVED): _S.UNKILLABLE,
     (_S.KILLED, _H.EXITED): _S.GONE,
+    (_S.UNKILLABLE, _H.STARTED): _S.UNKILLABLE,
+    (_S.UNKILLABLE, _H.SAID_FAILED): _S.UNKILLABLE,
+    (_S.UNKILLABLE, _H.STOP_ASKED): _S.UNKILLABLE,
+    (_S.UNKILLABLE, _H.KILL_SENT): _S.UNKILLABLE,
+    (_S.UNKILLABLE, _H.EXITED): _S.ENDED,
     (_S.FAILED, _H.STARTED): _S.FAILED,
     (_S.FAILED, _H.SAID_FAILED): _S.FAILED,
     (_S.FAILED, _H.STOP_ASKED): _S.FAILED,
     (_S.FAILED, _H.KILL_SENT): _S.FAILED,
+    (_S.FAILED, _H.OUTLIVED): _S.FAILED,
     (_S.FAILED, _H.EXITED): _S.UNFIT,
 }
 
@@ -147,10 +159,13 @@ class Crew:
 
     def __init__(self, count: int, limit: int = 5, window_ns: int = 30_000_000_000) -> None:
         self._count = count
+        self._killed: dict[tuple[LoaderNo, Epoch], int] = {}  # since when, of those that are still there
         self._limits = limit, window_ns
         self._restarts: dict[LoaderNo, Restarts] = {}
         self._epochs: dict[LoaderNo, int] = {}  # the last one of each, also of those that left
         self.members: dict[LoaderNo, tuple[Epoch, Child]] = {}
+        self.former: dict[tuple[LoaderNo, Epoch], Child] = {}  # processes that are no members any more
+        self.abandoned: dict[LoaderNo, str] = {}  # why
 
     def start(self) -> list[Action]:
         """Everybody's first incarnation."""
@@ -158,20 +173,37 @@ class Crew:
 
     def resize(self, count: int) -> tuple[list[Action], list[tuple[LoaderNo, Epoch]]]:
         """So many loaders there shall be: whom to start, and who is to be asked to leave, and not be replaced."""
-        retired = [(number, self.members.pop(number)[0]) for number in sorted(self.members)[count:]]
+        retired = [(number, self._dismiss(number)) for number in sorted(self.members)[count:]]
+        for key in retired:
+            self.former[key].handle(Happened.STOP_ASKED)
         added = [LoaderNo(number) for number in range(self._count, count) if number not in self.members]
         self._count = count
         return [self._spawn(number, Epoch(self._epochs.get(number, 0) + 1)) for number in added], retired
 
     def handle(self, loader: LoaderNo, epoch: Epoch, happened: Happened, now_ns: int) -> list[Action]:
-        """What this incarnation did; of an older one, and of a loader that left, nothing follows."""
+        """What this incarnation did; of an older one, and of a loader that was abandoned, nothing follows."""
+        key = loader, epoch
+        if happened is Happened.KILL_SENT and not self.is_unkillable(key):
+            self._killed.setdefault(key, now_ns)
+        elif happened in (Happened.OUTLIVED, Happened.EXITED):
+            self._killed.pop(key, None)
+        former = self.former.get(key)
+        if former is not None:
+            former.handle(happened)
+            if happened is Happened.EXITED:
+                del self.former[key]
+            return []
         member = self.members.get(loader)
         if member is None or member[0] != epoch:
             return []
-        state = member[1].handle(happened)
-        if happened is not Happened.EXITED:
+        before, state = member[1].state, member[1].handle(happened)
+        if state is State.UNKILLABLE:
+            self._dismiss(loader)
+            if before is State.STOPPING:
+                return []
+        elif happened is not Happened.EXITED:
             return []
-        if state is State.ENDED:
+        elif state is State.ENDED:
             del self.members[loader]
             return []
         if state is State.UNFIT:
@@ -181,13 +213,35 @@ class Crew:
             return self._abandon(loader, restarts.why_not)
         return [self._spawn(loader, Epoch(epoch + 1))]
 
+    def outlived(self, now_ns: int) -> list[tuple[LoaderNo, Epoch]]:
+        """Those that were killed a while ago and are still there: `OUTLIVED` is to be said of them."""
+        return [key for key, at_ns in self._killed.items() if now_ns - at_ns >= KILL_NS]
+
+    def degraded(self) -> list[str]:
+        """What the run has to do without, for good as far as is known, and why."""
+        lost = [f"without loader {number}: {why}" for number, why in sorted(self.abandoned.items())]
+        stuck = [self.former[key].name for key in self.former if self.is_unkillable(key)]
+        return lost + [f"without what {name}, holds: it cannot be killed" for name in stuck]
+
+    def is_unkillable(self, key: tuple[LoaderNo, Epoch]) -> bool:
+        """Whether it was given up with what it held, and is still there."""
+        return key in self.former and self.former[key].state is State.UNKILLABLE
+
+    def _dismiss(self, loader: LoaderNo) -> Epoch:
+        """It is no member any more, but its process is there."""
+        epoch, child = self.members.pop(loader)
+        self.former[loader, epoch] = child
+        return epoch
+
     def _spawn(self, loader: LoaderNo, epoch: Epoch) -> Spawn:
+        self.abandoned.pop(loader, None)
         self._epochs[loader] = epoch
         self.members[loader] = epoch, Child(f"loader {loader}, epoch {epoch}")
         return Spawn(loader, epoch)
 
     def _abandon(self, loader: LoaderNo, why: str) -> list[Action]:
-        del self.members[loader]
+        self.members.pop(loader, None)
+        self.abandoned[loader] = why
         actions: list[Action] = [Abandon(loader, why, len(self.members))]
         if not self.members:
             actions.append(AllLost(f"loader {loader} was the last one: {why}"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from hermes_mp.core.pace import ChunkTimes
 from hermes_mp.core.pipeload_words import Kill, Limits
 from hermes_mp.core.slots import Slot
 from hermes_mp.errors import InvariantBroken
@@ -18,7 +19,7 @@ from hermes_mp.messages import Epoch, LoaderNo, LoadFailed, Ticket, UnitLoaded
 class Loader:
     """One incarnation of a loader; `slots` are those it is to fill, the one that was ordered first comes first."""
 
-    __slots__ = ("counter", "epoch", "killed", "nbytes", "number", "progress_ns", "slots")
+    __slots__ = ("counter", "epoch", "killed", "nbytes", "number", "progress_ns", "slots", "stuck")
 
     def __init__(self, number: LoaderNo, epoch: Epoch) -> None:
         self.number = number
@@ -28,6 +29,7 @@ class Loader:
         self.counter = 0
         self.progress_ns = 0
         self.killed = False
+        self.stuck = False  # killed in vain
 
 
 class Loaders:
@@ -39,7 +41,14 @@ class Loaders:
         self._alive: dict[tuple[LoaderNo, Epoch], Loader] = {}
         self._epochs: dict[LoaderNo, Epoch] = {}
         self._idle: list[Loader] = []  # can be given work; idle longest first
+        self._times = ChunkTimes()
+        self.slots_stuck = 0  # that loaders hold which cannot be killed
         self._reading: list[Loader] = []  # can be given one order more; the one that began its unit first comes first
+
+    @property
+    def soft_ns(self) -> int:
+        """A load without progress for so long is late. Where chunks take long, longer; but well before it is killed."""
+        return max(self._limits.soft_ns, min(self._times.unusual_ns(), self._limits.hard_ns // 2))
 
     def can_take(self) -> bool:
         """Whether some loader can be given another order."""
@@ -66,7 +75,19 @@ class Loaders:
         if loader is None:
             return []
         self._give_nothing_more(loader)
+        self.slots_stuck -= len(loader.slots) * loader.stuck
         return loader.slots
+
+    def stuck(self, number: LoaderNo, epoch: Epoch) -> None:
+        """The process was killed and is still there: nobody waits for its slots."""
+        loader = self._alive.get((number, epoch))
+        if loader is None or loader.stuck:
+            return
+        loader.killed = loader.stuck = True
+        self._give_nothing_more(loader)
+        self.slots_stuck += len(loader.slots)
+        for slot in loader.slots:
+            slot.late = True
 
     def give(self, slot: Slot, nbytes: int, now_ns: int) -> Loader:
         """The loader that is to read `nbytes` into `slot`: the one idle longest, else the one that is idle soonest."""
@@ -89,8 +110,10 @@ class Loaders:
             return None
         loader = self._alive.get((news.loader, news.epoch))
         slot = None if loader is None else next((one for one in loader.slots if one.ticket == news.ticket), None)
-        if loader is None or slot is None:
+        if loader is None or slot is None or loader.stuck:
             return None
+        if isinstance(news, UnitLoaded):
+            self._times.took(news.slowest_ns)
         position = loader.slots.index(slot)
         del loader.nbytes[position], loader.slots[position]
         if position == 0:  # else an older load may be what hangs
@@ -103,9 +126,12 @@ class Loaders:
         return slot
 
     def seen(self, number: LoaderNo, epoch: Epoch, counter: int, now_ns: int) -> None:
-        """A look at a loader's progress counter: if it moved, its loads are not late."""
+        """A look at a loader's progress counter: if it moved, its loads are not late.
+
+        One that was killed shares it with its successor.
+        """
         loader = self._alive.get((number, epoch))
-        if loader is not None and loader.counter != counter:
+        if loader is not None and loader.counter != counter and not loader.killed:
             loader.counter, loader.progress_ns = counter, now_ns
             for slot in loader.slots:
                 slot.late = False
@@ -115,7 +141,7 @@ class Loaders:
         for loader in self._busy():
             still_ns = now_ns - loader.progress_ns
             for slot in loader.slots:
-                slot.late = still_ns >= self._limits.soft_ns
+                slot.late = still_ns >= self.soft_ns
             if still_ns >= self._limits.hard_ns:
                 loader.killed = True
                 self._give_nothing_more(loader)
@@ -124,7 +150,7 @@ class Loaders:
 
     def wake_ns(self) -> int | None:
         """When `judge` can come to another verdict than now."""
-        soft_ns, hard_ns = self._limits.soft_ns, self._limits.hard_ns
+        soft_ns, hard_ns = self.soft_ns, self._limits.hard_ns
         times = [one.progress_ns + (hard_ns if one.slots[0].late else soft_ns) for one in self._busy()]
         return min(times, default=None)
 

@@ -37,11 +37,15 @@ class OpenFailed:
 
 @dataclass(frozen=True)
 class LoadRead:
-    """All ranges of a load are in their places; its first byte was asked for at `started_ns`."""
+    """All ranges of a load are in their places; its first byte was asked for at `started_ns`.
+
+    Of the pieces that it was read in one took `slowest_ns`, and none longer.
+    """
 
     ticket: Ticket
     direct: bool
     started_ns: int
+    slowest_ns: int = 0
     checksum: int = NOT_CHECKED
 
 
@@ -143,9 +147,8 @@ class Loading:
         """Begun when the load before it had ended, as reads of two overlap: a loader's times add up to its work."""
         nbytes = sum(piece.nbytes for piece in load.ranges)
         started_ns, self._ended_ns = max(read.started_ns, self._ended_ns), now_ns
-        return UnitLoaded(
-            self._loader, self._epoch, load.ticket, nbytes, read.direct, started_ns, now_ns, read.checksum
-        )
+        times = started_ns, now_ns, read.slowest_ns
+        return UnitLoaded(self._loader, self._epoch, load.ticket, nbytes, read.direct, *times, read.checksum)
 
     def _failed(self, ticket: Ticket, exit_code: int, text: str, where: tuple[int, ...] = ()) -> Send:
         return Send(LoadFailed(self._loader, self._epoch, ticket, exit_code, text, where))

@@ -20,6 +20,7 @@ from hermes_mp.core.pipeload_words import (
     Limits,
     Load,
     LoaderGone,
+    LoaderStuck,
     NoLoadersLeft,
     ProgressSeen,
     Recall,
@@ -31,7 +32,7 @@ from hermes_mp.core.pipeload_words import (
 )
 from hermes_mp.core.residents import choose_residents, window_for
 from hermes_mp.core.slots import ANNOUNCED, EMPTY, LENT, LOADED, Slot, Slots
-from hermes_mp.errors import BadMessage, BudgetTooSmall, InvariantBroken
+from hermes_mp.errors import BadMessage, BudgetTooSmall, InvariantBroken, ReadFailed
 from hermes_mp.messages import (
     AskUnit,
     LoaderStarted,
@@ -52,6 +53,7 @@ __all__ = [
     "Limits",
     "Load",
     "LoaderGone",
+    "LoaderStuck",
     "NoLoadersLeft",
     "ProgressSeen",
     "Recall",
@@ -103,6 +105,7 @@ class Pipeload:
         self._window_planned = window
         self._slots_wanted: int | None = None
         self._lost: NoLoadersLeft | None = None
+        self._stuck = ""  # what is said of the last loader that cannot be killed
         self._more = more
         self._may_read_ahead = eager  # else only once the first pass has begun
         self._expected = len(units)  # a pass is expected to end before this unit
@@ -149,7 +152,7 @@ class Pipeload:
     def wake_ns(self) -> int | None:
         """When the next `Tick` (after a `ProgressSeen` of every busy loader) can make a difference."""
         wake_ns = self.loaders.wake_ns()
-        if not self._demands or not self.slots.announced:
+        if not self._demands or not (self.slots.announced or self.loaders.slots_stuck):
             return wake_ns
         since = max(self._moved_ns, self._recalled_ns)
         waits = since + self._limits.doubt_ns, since + self._limits.patience_ns
@@ -186,8 +189,15 @@ class Pipeload:
             if self.loaders.started(event.loader, event.epoch):
                 self._lost = None
         elif isinstance(event, LoaderGone):
+            stuck = self.loaders.slots_stuck
             for slot in self.loaders.gone(event.loader, event.epoch):
                 self.slots.drop(slot)
+            if self.loaders.slots_stuck != stuck:
+                self._divide()
+        elif isinstance(event, LoaderStuck):
+            self.loaders.stuck(event.loader, event.epoch)
+            self._stuck = event.text
+            self._divide()
         elif isinstance(event, PassForecast):
             self._forecast(event)
         elif isinstance(event, PassStarted):
@@ -255,6 +265,7 @@ class Pipeload:
         count = len(self.slots.all)
         if self._slots_wanted is not None:
             count = min(count, self._slots_wanted)
+        count = max(1, count - self.loaders.slots_stuck)
         self.window = window_for(count, self.loaders.planned, self._window_planned)
         self.residents = choose_residents(self.units[: self._reach], count, self.window)
         self._divided = True
@@ -355,13 +366,17 @@ class Pipeload:
             return
         slots = self.slots
         held_for_ns = now_ns - max(self._moved_ns, self._recalled_ns)
-        all_held = len(slots.announced) == len(slots.all) > 0 and held_for_ns >= self._limits.patience_ns
+        stuck = self.loaders.slots_stuck
+        all_held = len(slots.announced) + stuck == len(slots.all) > 0 and held_for_ns >= self._limits.patience_ns
         all_held = all_held and not any(slot.kept and not slot.recalled for slot in slots.announced.values())
         for unit, demand in list(self._demands.items()):
             if demand.failures >= TRIES and unit not in slots.loading:
                 refusal = Refuse(unit, demand.exit_code, demand.text)
             elif self._lost is not None:
                 refusal = Refuse(unit, self._lost.exit_code, self._lost.text)
+            elif all_held and stuck:
+                held = f"{stuck} of {len(slots.all)} slots are held by loaders that cannot be killed: {self._stuck}"
+                refusal = Refuse(unit, ReadFailed.exit_code, f"unit {unit} cannot be read: {held}")
             elif all_held:
                 refusal = Refuse(
                     unit,
@@ -407,7 +422,7 @@ class Pipeload:
     def _window_has_room(self) -> bool:
         """Streamed units together hold fewer slots than the window has; a second load of a resident is streamed."""
         slots = self.slots
-        held = len(slots.all) - len(slots.empty)
+        held = len(slots.all) - len(slots.empty) - self.loaders.slots_stuck
         residents = sum(map(slots.content.__contains__, self.residents))
         residents += sum(unit in self.residents and unit not in slots.content for unit in slots.loading)
         return held - residents < self.window

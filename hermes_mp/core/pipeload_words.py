@@ -28,8 +28,8 @@ from hermes_mp.messages import (
 class Limits:
     """Deadlines in nanoseconds without progress; and `orders`, the most that a loader is given at once."""
 
-    soft_ns: int = 2_000_000_000  # then the unit is also loaded into another slot
-    hard_ns: int = 20_000_000_000  # then the loader is killed
+    soft_ns: int = 2_000_000_000  # then the unit is also loaded into another slot; see `Loaders.soft_ns`
+    hard_ns: int = 30_000_000_000  # then the loader is killed
     doubt_ns: int = 100_000_000  # how long to wait for compute to return a guess before a resident is evicted
     patience_ns: int = 2_000_000_000  # how long compute may hold all slots and want another before it is refused
     orders: int = 2  # the unit that it reads, and the next
@@ -44,6 +44,15 @@ class LoaderGone:
 
     loader: LoaderNo
     epoch: Epoch
+
+
+@dataclass(frozen=True)
+class LoaderStuck:
+    """This process was killed and does not end: its slots stay lent until `LoaderGone`, which may never come."""
+
+    loader: LoaderNo
+    epoch: Epoch
+    text: str
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Tick:
 
 
 Event = (
-    LoaderStarted | UnitLoaded | LoadFailed | LoaderGone | NoLoadersLeft | ProgressSeen
+    LoaderStarted | UnitLoaded | LoadFailed | LoaderGone | LoaderStuck | NoLoadersLeft | ProgressSeen
     | AskUnit | UnitDone | PassForecast | PassStarted | ComputeGone | SlotAdded | SlotsWanted | Tick
 )  # fmt: skip
 

@@ -73,6 +73,7 @@ class Report:
     forecast_s: float | None = None
     planned_by: str | None = None  # what the plan knew: see `messages.RunPlan`
     verified: Verified | None = None
+    degraded: tuple[str, ...] = ()  # what the run had to do without in the end, and why
 
     def as_json(self) -> dict[str, object]:
         """The report as JSON holds it."""
@@ -80,7 +81,7 @@ class Report:
 
 
 def render_report(report: Report) -> str:
-    """The report for people, at most twelve lines."""
+    """The report for people, at most eleven lines where nothing was lost."""
     lines = []
     if report.passes:
         plural = "" if report.passes.count == 1 else f" (median of {report.passes.count})"
@@ -107,6 +108,7 @@ def render_report(report: Report) -> str:
     residents = f", {counted(report.residents, 'unit')} resident" if report.residents else ""
     slots = f"{counted(report.slots, 'slot')} of {_size(report.slot_nbytes)}"
     lines.append(f"loaders   {report.loaders}{restarted}; {slots}{residents}, {report.pages} pages")
+    lines += [f"degraded  {why}" for why in report.degraded]
     if report.compute_restarted:
         lines.append(f"compute   restarted {counted(report.compute_restarted, 'time')}; its requests were repeated")
     if report.forecast_s is not None:

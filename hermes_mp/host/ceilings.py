@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
+from hermes_mp.host.mounts import plain
+
 UNLIMITED = 1 << 60  # cgroup v1 says "no limit" by a number just below 2**63
 LOOK_NBYTES = 16384  # longer than any of these files
 MACHINE = re.compile(rb"^(MemTotal|MemAvailable|MemFree): +(\d+)", re.MULTILINE)
@@ -155,7 +157,7 @@ def _cgroups(root: str) -> Iterator[tuple[str, int]]:
             continue
         if path is None:
             continue
-        top, mount = _plain(top), _plain(mount)
+        top, mount = plain(top), plain(mount)
         inner = os.path.relpath(path, top) if _is_inside(path, top) else "."
         folder = os.path.normpath(os.path.join(mount, inner))
         while _is_inside(folder, mount):
@@ -167,11 +169,6 @@ def _cgroups(root: str) -> Iterator[tuple[str, int]]:
 
 def _is_inside(path: str, folder: str) -> bool:
     return os.path.commonpath((path, folder)) == folder
-
-
-def _plain(path: str) -> str:
-    """As mountinfo writes it, with blanks and the like in octal, to what it is."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _lines(path: str) -> list[str]:

@@ -18,13 +18,10 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hermes_mp.host import memory
+from hermes_mp.host import memory, procstat
 
 # The kernel kills the highest score first: a lost loader costs a read, a lost compute a pass, a lost daemon the run.
 LOADER_OOM_SCORE = 900
-STATES = {
-    "R": "running", "S": "asleep", "D": "waiting for a disk", "T": "stopped", "t": "stopped by a debugger", "Z": "gone",
-}  # fmt: skip
 VOICE_NBYTES, VOICE_KEPT, LAST_WORDS_CHARS = 1 << 16, 4096, 200
 COMPUTE_OOM_SCORE = 500
 PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -34,7 +31,7 @@ BOOTSTRAP = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); from {} imp
 
 @dataclass
 class Child:
-    """A process that was started; its pidfd becomes readable when it has ended. `reap` it, always."""
+    """A process that was started; its pidfd becomes readable when it has ended. `reap` it, or `forsake` it."""
 
     title: str
     pid: int
@@ -52,13 +49,11 @@ class Child:
 
     def processor_ticks(self) -> int:
         """The processor time that it has taken so far; of one that is gone 0."""
-        words = _stat(self.pid)
-        return int(words[11]) + int(words[12]) if words else 0
+        return procstat.look(self.pid).ticks
 
     def state(self) -> str:
         """What the kernel says it is at this moment: 'stopped', 'waiting for a disk', ..."""
-        words = _stat(self.pid)
-        return STATES.get(words[0], f"in state {words[0]}") if words else "gone"
+        return procstat.look(self.pid).state
 
     def hear(self) -> bytes | None:
         """What it has written since; b"" where that is nothing, None where nothing can follow: `voice_fd` is closed."""
@@ -106,6 +101,13 @@ class Child:
             os.close(self.pidfd)
             self.pidfd = -1
         return self._cause()
+
+    def forsake(self) -> None:
+        """Let go of one that cannot be killed: it ends when the kernel lets it, and is not `reap`ed by us."""
+        for fd in (self.pidfd, self.voice_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.voice_fd = -1
 
     @property
     def exit_code(self) -> int | None:
@@ -179,15 +181,6 @@ def hand_on(data: bytes) -> None:
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(2, data) :]
-
-
-def _stat(pid: int) -> list[str]:
-    """The words of /proc/PID/stat behind the program's name; none where it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
 
 
 def import_path() -> str:

@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from hermes_mp.host import procstat
 from hermes_mp.host.ceilings import Ceilings
 
 SHARED_PATHS = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage")
@@ -65,9 +66,7 @@ def peak_nbytes(pid: int) -> int:
 
 def major_faults(pid: int) -> int:
     """How often the process has waited for a page from a disk since it began: of its program, or swapped out."""
-    for line in _lines(f"/proc/{pid}/stat"):
-        return int(line.rpartition(")")[2].split()[9])
-    return 0
+    return procstat.look(pid).major_faults
 
 
 def uss_nbytes(pid: int) -> int:

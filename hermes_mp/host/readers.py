@@ -19,13 +19,14 @@ from dataclasses import dataclass
 
 from hermes_mp.core.layout import ALIGN, aligned_up
 from hermes_mp.core.loading import READERS, LoadBroken, LoadRead
+from hermes_mp.core.pace import MOST_CHUNK_NBYTES, Pace
 from hermes_mp.errors import MachineError, ReadFailed
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
 from hermes_mp.messages import NOT_CHECKED, LoadUnit
 
 PIECES = 3  # of a load, where it is large enough: of two both threads would end at once, and the disk would rest
-LEAST_PIECE_NBYTES, MOST_PIECE_NBYTES = 1 << 20, 8 << 20  # two at once are as much as the daemon expects news of
+LEAST_PIECE_NBYTES = 1 << 20  # where the disk is fast enough for that
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,19 @@ class _Reading:
     left: int  # pieces that are not read; the sum that is asked for counts as one
     direct: bool = True
     started_ns: int = 0
+    slowest_ns: int = 0  # of its pieces
     checksum: int = NOT_CHECKED
     failure: LoadBroken | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Done:
     """What a thread did: it read this piece, which may have failed, or (None) summed up."""
 
     load: _Reading
     piece: Piece | None
-    error: MachineError | None = None
+    took_ns: int
+    error: MachineError | None
 
 
 class Readers:
@@ -85,6 +88,7 @@ class Readers:
         self._loads: deque[_Reading] = deque()  # those with pieces that wait, the oldest first
         self._under_way: deque[_Reading] = deque()  # from the oldest load that has not ended on
         self._ended: list[LoadRead | LoadBroken] = []
+        self._pace = Pace()
         self._bug: BaseException | None = None
         self._closed = False
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -94,8 +98,8 @@ class Readers:
 
     def read(self, load: LoadUnit, files: dict[int, OpenedFile]) -> None:
         """Read `load`, whose ranges lie in its room and in `files`, after all others."""
-        pieces = cut(load, files)
         with self._work:
+            pieces = cut(load, files, self._pace.chunk_nbytes())
             reading = _Reading(load, deque(pieces), len(pieces) + load.checked)
             self._under_way.append(reading)
             if pieces:
@@ -138,9 +142,13 @@ class Readers:
         try:
             while (following := self._next(done)) is not None:
                 load, piece = following
+                began_ns = time.monotonic_ns()
+                error = None
                 if piece is None:
                     load.checksum = self._sum(load.load)
-                done = _Done(load, piece, None if piece is None else self._read(piece))
+                else:
+                    error = self._read(piece)
+                done = _Done(load, piece, time.monotonic_ns() - began_ns, error)
         except BaseException as error:
             with self._idle:
                 self._bug = error
@@ -169,9 +177,12 @@ class Readers:
             self._on_piece()
         load.left -= 1
         if piece is not None:
+            load.slowest_ns = max(load.slowest_ns, done.took_ns)
             load.direct = load.direct and piece.file.direct
-        if piece is not None and done.error is not None:
-            self._fail(load, piece, done.error)
+            if done.error is None:
+                self._pace.took(piece.nbytes, done.took_ns)
+            else:
+                self._fail(load, piece, done.error)
         if not load.left:
             self._end(load)
         return piece is not None and load.left == 1 and load.load.checked and load.failure is None
@@ -188,7 +199,7 @@ class Readers:
             self._loads.remove(load)
 
     def _end(self, load: _Reading) -> None:
-        read = LoadRead(load.load.ticket, load.direct, load.started_ns, load.checksum)
+        read = LoadRead(load.load.ticket, load.direct, load.started_ns, load.slowest_ns, load.checksum)
         self._ended.append(load.failure or read)
         while self._under_way and not self._under_way[0].left:
             self._under_way.popleft()
@@ -212,13 +223,15 @@ class Readers:
         return checksum
 
 
-def cut(load: LoadUnit, files: dict[int, OpenedFile]) -> Sequence[Piece]:
+def cut(load: LoadUnit, files: dict[int, OpenedFile], most_nbytes: int = MOST_CHUNK_NBYTES) -> Sequence[Piece]:
     """The load's ranges in pieces, as large as its files' chunks at most, so small that there are several, and alike.
+
+    None is larger than `most_nbytes`: two at once are as much as the daemon expects news of.
 
     The read of a file's last block may write past its range, up to the next multiple of ALIGN: never further.
     """
     share = -(-sum(one.nbytes for one in load.ranges) // PIECES)
-    several = min(max(LEAST_PIECE_NBYTES, aligned_up(share)), MOST_PIECE_NBYTES)
+    several = min(max(LEAST_PIECE_NBYTES, aligned_up(share)), most_nbytes)
     pieces = []
     for one in load.ranges:
         file = files[one.file]

@@ -132,6 +132,15 @@ def test_a_killed_child_says_so_in_its_cause(modules: Path, pipe: tuple[int, int
     child.kill(signal.SIGTERM)  # of a process that is gone: nothing happens
 
 
+def test_one_that_is_forsaken_is_nothing_of_ours(modules: Path, pipe: tuple[int, int]) -> None:
+    child = spawn("some_child", "child", ["hang", str(pipe[1])], [pipe[1]], hear=True)
+    assert os.read(pipe[0], 2) == b"up"
+    child.forsake()
+    assert (child.pidfd, child.voice_fd, child.hear()) == (-1, -1, None)
+    os.kill(child.pid, signal.SIGKILL)
+    assert os.waitpid(child.pid, 0)[1] == signal.SIGKILL
+
+
 def test_an_end_makes_the_pidfd_readable(modules: Path, pipe: tuple[int, int]) -> None:
     child = run("hang", pipe)
     os.read(pipe[0], 2)

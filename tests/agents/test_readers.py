@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,9 +16,10 @@ import pytest
 
 from hermes_mp.core.layout import ALIGN
 from hermes_mp.core.loading import LoadBroken, LoadRead
+from hermes_mp.core.pace import LEAST_CHUNK_NBYTES, MOST_CHUNK_NBYTES
 from hermes_mp.errors import ReadFailed
 from hermes_mp.host.arena import Arena
-from hermes_mp.host.readers import LEAST_PIECE_NBYTES, MOST_PIECE_NBYTES, OpenedFile, Piece, Readers, cut
+from hermes_mp.host.readers import LEAST_PIECE_NBYTES, OpenedFile, Piece, Readers, cut
 from hermes_mp.host.reading import FileReader
 from hermes_mp.messages import NOT_CHECKED, Epoch, LoadUnit, Range, Ticket, UnitNo
 
@@ -232,10 +234,39 @@ def test_a_load_is_cut_into_several_pieces_of_a_chunk_at_most(file: FileReader) 
     assert sizes(9 * MIB + 1, 16 * MIB) == [3 * MIB + ALIGN, 3 * MIB + ALIGN, 3 * MIB - 2 * ALIGN + 1]
     assert sizes(LEAST_PIECE_NBYTES + ALIGN, 16 * MIB) == [MIB // 2 + ALIGN, MIB // 2], "none is tiny"
     assert sizes(60 * MIB, 64 * MIB) == [60 * MIB // 8 // ALIGN * ALIGN] * 8
-    assert max(sizes(60 * MIB, 64 * MIB)) <= MOST_PIECE_NBYTES
+    assert max(sizes(60 * MIB, 64 * MIB)) <= MOST_CHUNK_NBYTES
     assert sizes(100, 16 * MIB) == [100]
     assert sizes(3 * ALIGN, ALIGN + 5) == [ALIGN] * 3
     assert sizes(2 * ALIGN, 1) == [ALIGN] * 2
+
+
+def test_on_a_slow_disk_pieces_are_smaller(file: FileReader) -> None:
+    slow = cut(load(1, Range(0, 0, 2 * MIB + 100, 0)), {0: OpenedFile(file, 16 * MIB)}, LEAST_CHUNK_NBYTES)
+    assert max(one.nbytes for one in slow) <= LEAST_CHUNK_NBYTES
+    assert sum(one.nbytes for one in slow) == 2 * MIB + 100
+
+
+def test_pieces_follow_the_rate_of_the_disk(
+    reading: Reading, file: FileReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 5 MB/s and less a piece of 1 MiB, as the first ones are, takes longer than 0.2 s; the slowest one is told."""
+    asked: list[int] = []
+
+    def slowly(buffer: memoryview, offset: int, nbytes: int) -> None:
+        asked.append(nbytes)
+        time.sleep(nbytes / 2e6)
+
+    monkeypatch.setattr(file, "read_into", slowly)
+    files = {0: OpenedFile(file, 16 * MIB)}
+    reading.readers.read(load(1, Range(0, 0, 2 * MIB, 0)), files)
+    (first,) = reading.ended(1)
+    reading.readers.read(load(2, Range(0, 0, MIB, 0)), files)
+    (second,) = reading.ended(1)
+    assert isinstance(first, LoadRead)
+    assert isinstance(second, LoadRead)
+    assert asked[:2] == [MIB, MIB]
+    assert LEAST_CHUNK_NBYTES <= max(asked[2:]) <= int(0.2 * 2e6)
+    assert first.slowest_ns >= MIB / 2e6 * 1e9 > second.slowest_ns >= LEAST_CHUNK_NBYTES / 2e6 * 1e9
 
 
 def test_only_the_last_piece_of_a_range_has_room_for_the_rest_of_its_block(file: FileReader) -> None:

@@ -93,6 +93,7 @@ class Chaos:
 
         self.crash = some(0.5, 0.08)  # per range read
         self.hang = some(0.25, 0.05)
+        self.stuck = some(0.5, 1.0)  # per kill: it takes effect only long after
         self.nap = some(0.25, 0.05)  # hangs past the soft deadline, then goes on
         self.read_error = some(0.25, 0.1)
         self.repeat = some(0.4, 0.2)  # per message
@@ -139,6 +140,7 @@ class Simulation:
         self.solo = Solo(rng.choice((3, 1)), rng.choice((60_000 * MS, 20 * MS)))
         self.loaders: dict[tuple[LoaderNo, Epoch], Loader] = {}
         self.lost = False
+        self.stuck = False
         self.bad_units: set[int] = set()
         self.asked = 0  # what compute asked for last, as the daemon knows it
         self.demanded: set[int] = set()
@@ -315,9 +317,12 @@ class Simulation:
     # --- loaders and the kernel
 
     def crew_says(self, number: LoaderNo, epoch: Epoch, happened: Happened) -> None:
+        child = self.crew.former.get((number, epoch))
         member = self.crew.members.get(number)
-        if member is not None and member[0] == epoch:
-            self.tally.life("loader", member[1].state, happened)
+        if child is None and member is not None and member[0] == epoch:
+            child = member[1]
+        if child is not None:
+            self.tally.life("loader", child.state, happened)
         for action in self.crew.handle(number, epoch, happened, self.now):
             self.tally.succession(action)
             self.crew_does(action)
@@ -325,7 +330,10 @@ class Simulation:
     def kill(self, loader: Loader) -> None:
         if not loader.gone:
             self.crew_says(loader.number, loader.epoch, Happened.KILL_SENT)
-            self.die(loader)
+            if loader.alive and self.random() < self.chaos.stuck:
+                self.get_stuck(loader)
+            else:
+                self.die(loader)
 
     def crew_does(self, action: lifecycle.Action) -> None:
         if isinstance(action, lifecycle.Spawn):
@@ -424,6 +432,23 @@ class Simulation:
         if loader.alive:
             loader.alive = False
             self.later(self.now + int(self.random() * 40 * MS), self.kernel_says_gone, loader)
+
+    def get_stuck(self, loader: Loader) -> None:
+        """It was killed and stays for a while, or for longer than the run; its read in flight may land all the time."""
+        loader.alive = False
+        self.later(self.now + lifecycle.KILL_NS, self.has_outlived, loader)
+        self.later(self.now + lifecycle.KILL_NS + int(self.random() * 1000 * MS), self.kernel_says_gone, loader)
+
+    def has_outlived(self, loader: Loader) -> None:
+        assert (loader.number, loader.epoch) in self.crew.outlived(self.now)
+        self.stuck = True
+        self.crew_says(loader.number, loader.epoch, Happened.OUTLIVED)
+        self.tell(pipeload.LoaderStuck(loader.number, loader.epoch, "a loader that cannot be killed"))
+        for words in (
+            LoaderStarted(loader.number, loader.epoch, 1),
+            LoaderFailed(loader.number, loader.epoch, InvariantBroken.exit_code, "a bug"),
+        ):
+            self.perhaps_again(self.from_loader, words)  # they were on their way for long
 
     def kernel_says_gone(self, loader: Loader) -> None:
         loader.gone = True
@@ -548,7 +573,7 @@ class Simulation:
         if action.exit_code == BudgetTooSmall.exit_code:
             assert len(compute.bound) >= len(self.daemon.slots.all), f"refused while a slot was free: {action.text}"
         elif action.exit_code == ReadFailed.exit_code:
-            assert action.unit in self.bad_units, "refused without an error"
+            assert action.unit in self.bad_units or self.stuck, "refused without an error"
         else:
             assert action.exit_code == LoadersLost.exit_code
             assert self.lost

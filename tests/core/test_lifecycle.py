@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_mp.core.lifecycle import TABLE, Abandon, Again, AllLost, Child, Crew, Happened, Over, Solo, Spawn, State
+from hermes_mp.core.lifecycle import (
+    KILL_NS,
+    TABLE,
+    Abandon,
+    Again,
+    AllLost,
+    Child,
+    Crew,
+    Happened,
+    Over,
+    Solo,
+    Spawn,
+    State,
+)
 from hermes_mp.errors import InvariantBroken
 from hermes_mp.messages import Epoch, LoaderNo
 
@@ -28,6 +41,8 @@ def die(crew: Crew, loader: int, epoch: int, now_ns: int) -> list[object]:
         ([Happened.STARTED, Happened.KILL_SENT, Happened.EXITED], State.GONE),
         ([Happened.KILL_SENT, Happened.STOP_ASKED, Happened.EXITED], State.ENDED),
         ([Happened.SAID_FAILED, Happened.EXITED], State.UNFIT),
+        ([Happened.STARTED, Happened.KILL_SENT, Happened.OUTLIVED], State.UNKILLABLE),
+        ([Happened.KILL_SENT, Happened.OUTLIVED, Happened.STOP_ASKED, Happened.EXITED], State.ENDED),
         ([Happened.STOP_ASKED, Happened.SAID_FAILED, Happened.KILL_SENT, Happened.EXITED], State.ENDED),
     ],
 )
@@ -41,7 +56,9 @@ def test_a_life(happened: list[Happened], state: State) -> None:
 def test_every_living_state_takes_every_event_and_no_other_any() -> None:
     for state in State:
         for happened in Happened:
-            assert ((state, happened) in TABLE) is (state not in ENDS), (state, happened)
+            killed = state in (State.KILLED, State.STOPPING, State.FAILED)  # perhaps: else there is no kill to outlive
+            listed = killed if happened is Happened.OUTLIVED else state not in ENDS
+            assert ((state, happened) in TABLE) is listed, (state, happened)
 
 
 def test_every_state_is_reached_and_only_the_kernel_ends_a_life() -> None:
@@ -150,6 +167,55 @@ def test_a_smaller_crew_is_of_those_who_are_left() -> None:
     assert set(crew.members) == {1}
     assert crew.resize(3) == ([Spawn(LoaderNo(2), Epoch(2))], [])
     assert set(crew.members) == {1, 2}
+
+
+def test_one_that_outlives_its_kill_is_replaced_and_its_end_changes_nothing() -> None:
+    crew = Crew(2)
+    crew.start()
+    crew.handle(LoaderNo(0), Epoch(1), Happened.STARTED, 0)
+    assert crew.handle(LoaderNo(0), Epoch(1), Happened.KILL_SENT, 10 * S) == []
+    assert crew.handle(LoaderNo(0), Epoch(1), Happened.KILL_SENT, 12 * S) == []
+    assert crew.outlived(10 * S + KILL_NS - 1) == []
+    assert crew.outlived(10 * S + KILL_NS) == [(LoaderNo(0), Epoch(1))]
+    now_ns = 10 * S + KILL_NS
+    assert crew.handle(LoaderNo(0), Epoch(1), Happened.OUTLIVED, now_ns) == [Spawn(LoaderNo(0), Epoch(2))]
+    assert crew.outlived(now_ns + S) == []
+    assert crew.is_unkillable((LoaderNo(0), Epoch(1)))
+    assert crew.degraded() == ["without what loader 0, epoch 1, holds: it cannot be killed"]
+    assert crew.handle(LoaderNo(0), Epoch(2), Happened.STARTED, now_ns) == []
+    assert die(crew, 0, 1, now_ns + S) == []  # at last
+    assert (crew.degraded(), crew.members[LoaderNo(0)][0]) == ([], 2)
+
+
+def test_one_that_was_asked_to_leave_and_cannot_be_killed_is_not_replaced() -> None:
+    crew = Crew(2)
+    crew.start()
+    crew.resize(1)
+    crew.handle(LoaderNo(1), Epoch(1), Happened.KILL_SENT, 0)
+    (key,) = crew.outlived(KILL_NS)
+    assert crew.handle(*key, Happened.OUTLIVED, KILL_NS) == []
+    assert crew.is_unkillable(key)
+    assert die(crew, 1, 1, 9 * S) == []
+    assert crew.degraded() == []
+
+
+def test_one_that_died_of_its_kill_has_not_outlived_it() -> None:
+    crew = Crew(1)
+    crew.start()
+    crew.handle(LoaderNo(0), Epoch(1), Happened.KILL_SENT, 0)
+    die(crew, 0, 1, S)
+    assert crew.outlived(9 * S) == []
+
+
+def test_without_a_loader_for_good_the_run_is_degraded() -> None:
+    crew = Crew(3)
+    crew.start()
+    crew.handle(LoaderNo(1), Epoch(1), Happened.SAID_FAILED, 1)
+    die(crew, 1, 1, 2)
+    assert crew.degraded() == ["without loader 1: its start-up failed"]
+    crew.resize(1)
+    crew.resize(3)  # it gets another chance
+    assert crew.degraded() == []
 
 
 def end(solo: Solo, epoch: int, now_ns: int) -> object:

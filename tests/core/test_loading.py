@@ -49,6 +49,12 @@ def test_a_unit_is_read_and_told(loading: Loading) -> None:
     assert loading.handle(LoadRead(Ticket(5), False, 12), 30) == [loaded(5, 60, False, 12, 30)]
 
 
+def test_the_longest_read_of_a_load_is_told(loading: Loading) -> None:
+    loading.handle(order(5, FIRST), 10)
+    told = UnitLoaded(LoaderNo(1), Epoch(3), Ticket(5), 40, True, 12, 30, 17)
+    assert loading.handle(LoadRead(Ticket(5), True, 12, 17), 30) == [Send(told)]
+
+
 def test_two_loads_are_read_side_by_side_and_their_times_add_up(loading: Loading) -> None:
     loading.handle(order(5, FIRST), 10)
     assert loading.handle(order(6, SECOND), 11) == [Read(order(6, SECOND))]

@@ -7,6 +7,7 @@ from pipeload_driver import Driver, S, announce, load
 from hermes_mp.core.pipeload import (
     ComputeGone,
     Kill,
+    LoaderStuck,
     NoLoadersLeft,
     ProgressSeen,
     Refuse,
@@ -15,6 +16,9 @@ from hermes_mp.core.pipeload import (
 from hermes_mp.messages import (
     Epoch,
     LoaderNo,
+    SlotNo,
+    Ticket,
+    UnitLoaded,
     UnitNo,
 )
 
@@ -92,6 +96,83 @@ def test_past_the_hard_deadline_it_is_killed_once_and_its_slot_waits() -> None:
     assert d.tell(Tick(), at=21.0) == []
     assert d.mind.wake_ns() is None
     assert d.gone(0) == [load(1, 2, 0, 0)]
+
+
+STUCK = LoaderStuck(LoaderNo(0), Epoch(1), "loader 0, which waits for /dev/sda")
+
+
+def test_the_slots_of_a_loader_that_cannot_be_killed_are_done_without_until_it_is_gone() -> None:
+    d = Driver(units=9, slots=3, loaders=1)
+    d.ask(0)
+    d.start(0)
+    d.tell(Tick(), at=20.0)
+    assert d.tell(STUCK, at=25.0) == []
+    assert d.tell(STUCK) == []
+    assert d.start(0, epoch=2) == [load(0, 2, 0, 1, epoch=2)]
+    d.tell(ProgressSeen(LoaderNo(0), Epoch(1), 7))  # the counter is its successor's by now
+    assert d.mind.slots.all[SlotNo(0)].late
+    assert d.loaded(0, 2, epoch=2) == [announce(3, 0, 1), load(0, 4, 1, 2, epoch=2)]
+    assert d.loaded(0, 1) == []  # its late word: the slot stays lent
+    d.loaded(0, 4, epoch=2)
+    d.done(3)
+    assert {slot.number for slot in d.mind.slots.lent.values()} == {0, 1}  # unit 2, in the slot of unit 0
+    d.gone(0)
+    assert d.mind.loaders.slots_stuck == 0
+    assert SlotNo(0) not in [slot.number for slot in d.mind.slots.lent.values() if slot.late]
+
+
+def test_a_loader_that_cannot_be_killed_before_its_deadline_is_not_waited_for() -> None:
+    """Killed for another reason: its load was not late."""
+    d = Driver(units=9, slots=3, loaders=2)
+    d.ask(0)
+    d.start(0)
+    d.start(1)
+    assert d.loaded(1, 2) == [load(1, 3, 2, 2)]
+    assert d.tell(STUCK) == []
+    assert d.loaded(1, 3) == [load(1, 4, 0, 2)]  # where unit 2 was, as nothing else can be read before it
+
+
+def test_where_no_slot_is_left_the_unit_is_refused_with_what_it_waits_for() -> None:
+    d = Driver(units=9, slots=1, loaders=1)
+    d.ask(0)
+    d.start(0)
+    d.tell(Tick(), at=20.0)
+    held = "1 of 1 slots are held by loaders that cannot be killed: loader 0, which waits for /dev/sda"
+    refusal = Refuse(UnitNo(0), 31, f"unit 0 cannot be read: {held}")
+    assert d.tell(STUCK, at=25.0) == [refusal]
+    assert d.start(0, epoch=2) == []
+    assert d.ask(0) == []
+    d.tell(Tick(), at=27.9)
+    assert d.mind.wake_ns() == 28 * S
+    assert d.tell(Tick(), at=28.0) == [refusal]
+    d.ask(0)
+    assert d.gone(0) == [load(0, 2, 0, 0, epoch=2)]
+
+
+def test_a_slot_that_compute_keeps_is_recalled_where_the_others_are_lost() -> None:
+    d = Driver(units=2, slots=2, loaders=1, more=True)
+    d.start(0)
+    d.ask(0)
+    d.loaded(0, 1)
+    d.done(2)
+    d.ask(1)
+    d.tell(Tick(), at=20.0)
+    d.tell(STUCK)
+    assert d.start(0, epoch=2) == [load(0, 4, 1, 0, epoch=2)]
+
+
+def test_the_soft_deadline_follows_what_reads_take() -> None:
+    d = Driver(units=9, slots=4, loaders=1)
+    d.start(0)
+    for ticket in range(1, 4):
+        d.tell(UnitLoaded(LoaderNo(0), Epoch(1), Ticket(ticket), 10, True, 0, 0, S), at=ticket)
+    assert d.mind.wake_ns() == 7 * S
+    d.tell(UnitLoaded(LoaderNo(0), Epoch(1), Ticket(4), 10, True, 0, 0, S), at=4)
+    d.ask(5)
+    d.tell(Tick(), at=7.9)
+    assert not any(slot.late for slot in d.mind.slots.lent.values())
+    d.tell(Tick(), at=8.0)
+    assert all(slot.late for slot in d.mind.slots.lent.values())
 
 
 def test_a_killed_loader_that_finished_gets_no_more_work() -> None:

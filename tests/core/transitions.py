@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hermes_mp.core import leasing, lifecycle, loading, pipeload
-from hermes_mp.core.lifecycle import TABLE
+from hermes_mp.core.lifecycle import TABLE, Happened, State
 from hermes_mp.core.pipeload import Pipeload
 from hermes_mp.core.slots import ANNOUNCED, Slot, Slots
 from hermes_mp.errors import BadMessage, BudgetTooSmall, LoadersLost, ReadFailed
@@ -37,6 +37,7 @@ EVENTS: dict[type, tuple[str, ...]] = {
     UnitLoaded: ("fills its slot", "another load was first", "old news"),
     LoadFailed: ("compute waits for the unit", "nobody waits for it", "old news"),
     pipeload.LoaderGone: ("it had slots", "it had none", "old news"),
+    pipeload.LoaderStuck: ("it had slots", "it had none", "old news"),
     pipeload.NoLoadersLeft: ("compute waits", "nobody waits"),
     pipeload.ProgressSeen: ("it came further", "it stands still", "of nobody"),
     AskUnit: (
@@ -94,7 +95,11 @@ SUCCESSION = {
 
 def _all() -> Iterable[Transition]:
     for role in ("loader", "compute"):
-        yield from ((role, state.value, happened.value) for state, happened in TABLE)
+        yield from (
+            (role, state.value, happened.value)
+            for state, happened in TABLE
+            if role == "loader" or not {state, happened} & {State.UNKILLABLE, Happened.OUTLIVED}  # who only loaders are
+        )
     for whose, table in (("daemon", EVENTS), ("rules", ACTIONS), ("compute", TO_COMPUTE), ("loader", TO_LOADER)):
         yield from ((whose, kind.__name__, met) for kind, found in table.items() for met in found)
     for whose, names in (("slot", MOVES), ("succession", SUCCESSION)):
@@ -246,7 +251,7 @@ def _load_failed(mind: Pipeload, event: LoadFailed, _: int) -> str:
     return "compute waits for the unit" if slot.unit in mind._demands else "nobody waits for it"
 
 
-def _loader_gone(mind: Pipeload, event: pipeload.LoaderGone, _: int) -> str:
+def _loader_gone(mind: Pipeload, event: pipeload.LoaderGone | pipeload.LoaderStuck, _: int) -> str:
     loader = mind.loaders._alive.get((event.loader, event.epoch))
     if loader is None:
         return "old news"
@@ -288,6 +293,7 @@ _EVENT: dict[type, Callable[[Pipeload, Any, int], str]] = {
     UnitLoaded: _unit_loaded,
     LoadFailed: _load_failed,
     pipeload.LoaderGone: _loader_gone,
+    pipeload.LoaderStuck: _loader_gone,
     pipeload.NoLoadersLeft: lambda mind, event, _: "compute waits" if mind.wanted else "nobody waits",
     pipeload.ProgressSeen: _progress_seen,
     AskUnit: _ask_unit,
