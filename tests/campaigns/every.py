@@ -1,9 +1,10 @@
-"""All campaigns by name, with the faults of a full one and of CI's sample."""
+"""All campaigns by name, with the faults, inputs or seconds of a full one and of CI's sample."""
 
 from __future__ import annotations
 
 from campaigns.daemon import DaemonCampaign
 from campaigns.end import EndCampaign
+from campaigns.header import HeaderCampaign
 from campaigns.kill import KillCampaign
 from campaigns.stop import StopCampaign
 
@@ -12,4 +13,5 @@ CAMPAIGNS = {
     "daemon": (DaemonCampaign, 200, 15),
     "stop": (StopCampaign, 200, 10),
     "end": (EndCampaign, 100, 10),
+    "header": (HeaderCampaign, 100_000, 10_000),
 }
