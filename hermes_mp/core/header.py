@@ -1,7 +1,7 @@
 """The header of a safetensors file, read from bytes that came from anywhere: it trusts nothing it is given.
 
-It never accepts what the official reader rejects and is stricter where no model's file differs: `{` comes first; 4 MiB
-instead of 100 MB (1 MiB unless all of it is ASCII), 20,000 tensors, no name twice, no unknown fields, no null for
+It never accepts what the official reader rejects and is stricter where no model's file differs: `{` comes first; 3 MiB
+instead of 100 MB (a quarter unless all of it is ASCII), 20,000 tensors, no name twice, no unknown fields, no null for
 metadata, no number from 2**63 on. So a header takes less than 64 MiB to parse, whatever it holds. Every refusal is a
 `CheckpointBroken`; the caller adds which file. It knows no file and no dtype of torch: offsets, shapes, names.
 Format: https://huggingface.co/docs/safetensors#format
@@ -17,7 +17,7 @@ from hermes_mp.errors import CheckpointBroken
 
 LENGTH_NBYTES = 8
 # Real headers are below 1 MiB. Without the counts 4 MiB of `{"":1},` parse into 130 MiB; 16 MiB took up to 300.
-MAX_HEADER_NBYTES = 4 * 1024 * 1024
+MAX_HEADER_NBYTES = 3 * 1024 * 1024
 MAX_TENSORS = 20_000  # of one file; models of 92,000 tensors come in 163
 MOST_OF = {"[{": 3 * MAX_TENSORS + 2, ":": 5 * MAX_TENSORS, ",": 8 * MAX_TENSORS}  # a matrix has 3, 4 and 5 of them
 MAX_OTHER_NBYTES = MAX_HEADER_NBYTES // 4  # one character beyond the BMP makes 4 bytes of every one, in Python

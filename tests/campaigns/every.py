@@ -7,6 +7,7 @@ from campaigns.end import EndCampaign
 from campaigns.header import HeaderCampaign
 from campaigns.kill import KillCampaign
 from campaigns.stop import StopCampaign
+from campaigns.wire import WireCampaign
 
 CAMPAIGNS = {
     "kill": (KillCampaign, 1000, 60),
@@ -14,4 +15,5 @@ CAMPAIGNS = {
     "stop": (StopCampaign, 200, 10),
     "end": (EndCampaign, 100, 10),
     "header": (HeaderCampaign, 100_000, 10_000),
+    "wire": (WireCampaign, 100_000, 10_000),
 }

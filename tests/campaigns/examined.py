@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import subprocess
 import sys
@@ -49,6 +50,10 @@ class Examined:
         text = Path(f"/proc/{self._process.pid}/status").read_text()
         (value,) = (line.split()[1] for line in text.splitlines() if line.startswith(f"{key}:"))
         return int(value)
+
+    def fds(self) -> int:
+        """File descriptors that it has open."""
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
 
     def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
