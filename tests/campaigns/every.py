@@ -6,6 +6,7 @@ from campaigns.daemon import DaemonCampaign
 from campaigns.end import EndCampaign
 from campaigns.header import HeaderCampaign
 from campaigns.kill import KillCampaign
+from campaigns.soak import SoakCampaign
 from campaigns.stop import StopCampaign
 from campaigns.wire import WireCampaign
 
@@ -16,4 +17,5 @@ CAMPAIGNS = {
     "end": (EndCampaign, 100, 10),
     "header": (HeaderCampaign, 100_000, 10_000),
     "wire": (WireCampaign, 100_000, 10_000),
+    "soak": (SoakCampaign, 600, 45),
 }

@@ -51,6 +51,16 @@ class Examined:
         (value,) = (line.split()[1] for line in text.splitlines() if line.startswith(f"{key}:"))
         return int(value)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ended(self) -> int:
+        """Close its input, and wait for its exit code."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self._process.wait(DEADLINE_S)
+
     def fds(self) -> int:
         """File descriptors that it has open."""
         return len(os.listdir(f"/proc/{self._process.pid}/fd"))
