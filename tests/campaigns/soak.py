@@ -1,7 +1,8 @@
 """Soak: runs of several models that live long, at once, with faults, beside short ones; nothing of theirs grows.
 
-Each turn asks all of them, and every answer is that of an undisturbed run. Private memory and descriptors of every
-process are sampled between turns; of those that live long enough, the slopes must be none but noise.
+Each turn asks all of them, and every answer is the one that was given before there was a fault. Private memory and
+descriptors of every process, and shared memory, are sampled between turns; of those that live long enough the slopes
+must be none but noise.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ REQUESTS = 3  # of a turn, to each
 HANG_S = 60.0  # without an answer
 WARM_SHARE = 0.4  # of a process's life is not judged: caches fill, allocators find their size
 FEWEST = 5  # samples of a process that is judged
-LONG_LIVES = 8  # processes of the 16 that nobody kills
+LONG_LIVES = 8  # of the processes that nobody kills, and of shared memories, at least
 # Of private memory, by the slope over the seconds that are judged: all figures of a run that does nothing wrong lie
 # within some 100 KiB, as the allocators' pages come and go.
 MOST_KIB, MOST_FDS = 512.0, 0.5
@@ -59,10 +60,8 @@ class Launched:
         return self.run.out.split("\n")[self._answered - 1]
 
     def processes(self) -> dict[int, str]:
-        found = self.run.processes().items()
-        return {
-            pid: title.removeprefix("hermes: ") if title.startswith("hermes: ") else "daemon" for pid, title in found
-        }
+        titles = self.run.processes()  # the daemon's is its command
+        return {pid: words[8:] if words.startswith("hermes: ") else "daemon" for pid, words in titles.items()}
 
     def end(self) -> None:
         ended = self.run.ended()
@@ -107,7 +106,6 @@ class Loaded:
 class Series:
     """Samples of one process: KiB of private memory, and descriptors, by seconds."""
 
-    title: str
     kib: list[Point] = field(default_factory=list)
     fds: list[Point] = field(default_factory=list)
 
@@ -119,7 +117,7 @@ class SoakCampaign(Campaign):
         super().__init__(model, folder, seed)
         self._lives: dict[str, Launched | Loaded] = {}
         self._answers: dict[str, dict[str, str]] = {}
-        self._series: dict[tuple[str, int], Series] = {}
+        self._series: defaultdict[tuple[str, str, int], Series] = defaultdict(Series)  # by life, role and process
         self._last: defaultdict[str, float] = defaultdict(time.monotonic)  # when such a fault was last
         self._short: dict[str, tuple[object, ...]] = {}  # models that answer once, and what they are asked
         self._shown: dict[str, str] = {}
@@ -140,12 +138,8 @@ class SoakCampaign(Campaign):
             if answer != self._answers[name][prompt]:
                 raise Failed(f"{name} answered {answer!r} to {prompt!r}, not {self._answers[name][prompt]!r}")
         self._sample()
-        yield self._draws.record(
-            number,
-            seconds=round(time.monotonic() - started_s, 3),
-            requests=len(prompts) * len(self._lives),
-            faults=faults,
-        )
+        seconds, requests = round(time.monotonic() - started_s, 3), len(prompts) * len(self._lives)
+        yield self._draws.record(number, seconds=seconds, requests=requests, faults=faults)
 
     def amount(self, record: Record) -> float:
         return float(record.get("seconds", 0.0))
@@ -157,18 +151,18 @@ class SoakCampaign(Campaign):
             except (AssertionError, OSError) as error:
                 raise Failed(f"{name}: {error}") from error
         lived = 0
-        for (name, pid), series in self._series.items():
+        for (name, title, pid), series in self._series.items():
             kib, fds = (points[int(len(points) * WARM_SHARE) :] for points in (series.kib, series.fds))
             if len(kib) < FEWEST:
                 continue
             grown_kib, grown_fds = round(growth(kib), 1), round(growth(fds), 2)
             seconds = round(kib[-1][0] - kib[0][0])
-            facts = f"{series.title} of {name}: {grown_kib} KiB and {grown_fds} descriptors more in {seconds} s"
+            facts = f"{title} of {name}: {grown_kib} KiB and {grown_fds} descriptors more in {seconds} s"
             if grown_kib > MOST_KIB or grown_fds > MOST_FDS:
                 raise Failed(f"{facts}: {[round(value) for _, value in series.kib]}")
             lived += 1
             yield self._draws.record(
-                -1, life=name, process=series.title, pid=pid, judged_s=seconds, samples=len(kib),
+                -1, life=name, process=title, pid=pid, judged_s=seconds, samples=len(kib),
                 grown_kib=grown_kib, grown_fds=grown_fds, kib=series.kib[-1][1],
             )  # fmt: skip
         if lived < LONG_LIVES:
@@ -252,12 +246,24 @@ class SoakCampaign(Campaign):
         now_s = time.monotonic()
         for name, life in self._lives.items():
             for pid, title in life.processes().items():
-                with contextlib.suppress(OSError):
-                    fds, kib = len(os.listdir(f"/proc/{pid}/fd")), uss_nbytes(pid) / 1024
-                    if kib:
-                        series = self._series.setdefault((name, pid), Series(title))
-                        series.kib.append((now_s, kib))
-                        series.fds.append((now_s, fds))
+                with contextlib.suppress(OSError):  # it has ended
+                    fds = descriptors(pid)
+                    self._add(name, title, pid, now_s, uss_nbytes(pid), len(fds))
+                    if title == "daemon":
+                        shared = sum(os.stat(path).st_blocks * 512 for path, to in fds.items() if "/memfd:" in to)
+                        self._add(name, "shared", pid, now_s, shared, 0)
+
+    def _add(self, name: str, title: str, pid: int, now_s: float, nbytes: int, fds: int) -> None:
+        if nbytes:
+            series = self._series[name, title, pid]
+            series.kib.append((now_s, nbytes / 1024))
+            series.fds.append((now_s, fds))
+
+
+def descriptors(pid: int) -> dict[str, str]:
+    """Those that are open, and to what they lead."""
+    folder = f"/proc/{pid}/fd"
+    return {f"{folder}/{name}": os.readlink(f"{folder}/{name}") for name in os.listdir(folder)}
 
 
 def _answered(life: Launched | Loaded, prompt: str) -> str:
