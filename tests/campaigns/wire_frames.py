@@ -69,6 +69,13 @@ def _wrong_values(chance: Random, union: Any) -> bytes:
     return packed
 
 
+def _other_kind(chance: Random, union: Any) -> bytes:
+    """A name that is none: of a class that is no message, of a method, long, of other letters, or no text."""
+    name = chance.choice(("Range", "__class__", "", "x" * 12_000, "StopLoader\n", any_of(str, chance), 7, None))
+    packed: bytes = msgpack.packb([name, [any_of(int, chance) for _ in range(chance.randint(0, 4))]])
+    return packed
+
+
 def _other_direction(chance: Random, union: Any) -> bytes:
     return pack(any_of(chance.choice(KINDS), chance))
 
@@ -119,6 +126,6 @@ def _any_tree(chance: Random, depth: int) -> Any:
 
 
 MADE = (
-    sound, _random, _cut, _mutated, _mutated, _doubled, _tree, _wrong_values, _wrong_values, _other_direction, _nested,
-    _promised, _long,
+    sound, _random, _cut, _mutated, _mutated, _doubled, _tree, _wrong_values, _wrong_values, _other_kind,
+    _other_direction, _nested, _promised, _long,
 )  # fmt: skip
