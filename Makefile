@@ -15,12 +15,13 @@ test: .venv/test check
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow
 
-# Kills, stops and ends real runs: CI's samples, or 1500 faults in about an hour. Each line of fault-*.jsonl is one.
+# Kills, stops and ends real runs, fuzzes headers and messages: CI's samples, or 1500 faults, 200,000 inputs and a soak
+# in about an hour. Each line of fault-*.jsonl is a fault, a run or a batch.
 fault: .venv/test
 	$(BIN)/python -m pytest tests/faults
 
 fault-full: .venv/test
-	cd tests && for campaign in kill daemon stop end; do \
+	cd tests && for campaign in kill daemon stop end header wire soak; do \
 	  ../$(BIN)/python -m campaigns $$campaign --out ../fault-$$campaign.jsonl || exit 1; done
 
 check: .venv/test

@@ -290,7 +290,9 @@ class Daemon:
             elif peer.kind == "viewer":
                 for told in status.parts(status.of(self)):
                     self.hub.send(peer, told)  # one that is gone needs no answer
-            elif peer == self.compute.peer or isinstance(message, ComputeFailed):  # else late words of one that is gone
+            elif peer == self.compute.peer or (
+                isinstance(message, ComputeFailed) and peer.epoch < self.compute.peer.epoch  # its last words
+            ):
                 self.compute.words += 1
                 self._from_compute(message)  # type: ignore[arg-type]
 
@@ -315,6 +317,8 @@ class Daemon:
             error = BadMessage(f"{peer} speaks for loader {message.loader}, epoch {message.epoch}")
             error.peer = peer
             self._distrust(error)
+            return
+        if (message.loader, message.epoch) not in self.crew.members():  # gone, or somebody who made himself a name
             return
         if isinstance(message, LoaderStarted):
             self.crew.happened(message.loader, message.epoch, Happened.STARTED)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from campaigns.common import Record
+from campaigns.common import Failed, Record, carry_out
 from campaigns.every import CAMPAIGNS
 from tiny_models import make_models
 
@@ -20,7 +20,7 @@ from tiny_models import make_models
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m campaigns", description=__doc__)
     parser.add_argument("campaign", choices=sorted(CAMPAIGNS))
-    parser.add_argument("--count", type=int, default=None, help="so many faults, at least (default: the full campaign)")
+    parser.add_argument("--count", type=int, default=None, help="faults, inputs, seconds (default: the full campaign)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--run", type=int, default=None, help="this run of the seed only")
     parser.add_argument("--out", type=Path, default=None, help="one JSON object a line: every fault, every run")
@@ -36,18 +36,15 @@ def main() -> int:
         make_models(folder / "models")
         campaign = kind(folder / "models" / "big", folder, options.seed)
         records: list[Record] = []
-        number = options.run or 0
-        while options.run in (None, number) and sum("role" in one for one in records) < count:
-            try:
-                for record in campaign.run(number):
-                    records.append(record)
-                    if options.out is not None:
-                        with open(options.out, "a", encoding="utf-8") as file:
-                            file.write(json.dumps(record) + "\n")
-            except AssertionError as error:  # Failed, or what the harness asserts of every run
-                print(f"{options.campaign}, seed {options.seed}, run {number}: {error}", file=sys.stderr)
-                return 1
-            number += 1
+        try:
+            for record in carry_out(campaign, count, options.run):
+                records.append(record)
+                if options.out is not None:
+                    with open(options.out, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(record) + "\n")
+        except Failed as error:
+            print(f"{options.campaign}, seed {options.seed}, {error}", file=sys.stderr)
+            return 1
         print(json.dumps({"campaign": options.campaign, "seed": options.seed, **campaign.summary(records)}))
     return 0
 

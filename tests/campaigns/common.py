@@ -1,8 +1,9 @@
-"""What campaigns share: a launch by its seed, what it should answer, and how it is at this moment."""
+"""What campaigns share: runs by their seed, a launch, what it should answer, and how it is at this moment."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -23,20 +24,11 @@ class Failed(AssertionError):
     """What must not happen."""
 
 
-class Ground:
-    """The model of a campaign and its golden answers, by `prompt`; each run has a folder and chances of its own."""
+class Draws:
+    """Each run of a campaign has chances and a folder of its own, by the seed and its number alone."""
 
-    def __init__(self, name: str, model: Path, folder: Path, seed: int) -> None:
-        self.name, self._model, self._folder, self._seed = name, model, folder, seed
-        whole = launch(folder / f"{name}-golden", *self.words(1), stdin="".join(f"{one}\n" for one in PROMPTS))
-        self.answers = dict(zip(PROMPTS, whole.out.splitlines(), strict=True))
-
-    def words(self, loaders: int) -> tuple[object, ...]:
-        """A run that samples, and reads all units in every pass."""
-        return (
-            "--model", self._model, "--max-new-tokens", 12, "--loaders", loaders, "--memory", "none",
-            "--temperature", 2.0, "--seed", 5,
-        )  # fmt: skip
+    def __init__(self, name: str, folder: Path, seed: int) -> None:
+        self.name, self._folder, self._seed = name, folder, seed
 
     def chance(self, number: int) -> random.Random:
         return random.Random(f"{self._seed}/{number}")
@@ -48,21 +40,71 @@ class Ground:
         return {"campaign": self.name, "seed": self._seed, "run": number, **facts}
 
 
+class Ground(Draws):
+    """The model of a campaign and its golden answers, by `prompt`."""
+
+    def __init__(self, name: str, model: Path, folder: Path, seed: int) -> None:
+        super().__init__(name, folder, seed)
+        self._model = model
+        whole = launch(folder / f"{name}-golden", *self.words(1), stdin="".join(f"{one}\n" for one in PROMPTS))
+        self.answers = dict(zip(PROMPTS, whole.out.splitlines(), strict=True))
+
+    def words(self, loaders: int) -> tuple[object, ...]:
+        """A run that samples, and reads all units in every pass."""
+        return (
+            "--model", self._model, "--max-new-tokens", 12, "--loaders", loaders, "--memory", "none",
+            "--temperature", 2.0, "--seed", 5,
+        )  # fmt: skip
+
+
 class Campaign:
-    """Runs by number; a record of each fault, with its `role`, and one of each run, with its exit `code`."""
+    """Runs by number, each with its records; what is still there after one is ended by `close`."""
 
     name = ""
 
     def __init__(self, model: Path, folder: Path, seed: int) -> None:
-        self._ground = Ground(self.name, model, folder, seed)
+        self._model, self._draws = model, Draws(self.name, folder, seed)
+        self._folder, self._seed = folder, seed
+
+    @functools.cached_property
+    def _ground(self) -> Ground:
+        return Ground(self.name, self._model, self._folder, self._seed)
 
     def run(self, number: int) -> Iterator[Record]:
         """Raises Failed with what was seen."""
         raise NotImplementedError
 
+    def amount(self, record: Record) -> float:
+        """How much of a campaign this is: a fault, with the `role` of whom it hit, where nothing else is counted."""
+        return "role" in record
+
+    def finish(self) -> Iterator[Record]:
+        """What only all runs together show; raises Failed."""
+        return iter(())
+
     def summary(self, records: list[Record]) -> Record:
         """The figures."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """End what outlives a run."""
+
+
+def carry_out(campaign: Campaign, count: float, only: int | None = None) -> Iterator[Record]:
+    """So much of it at least, or this run only; raises Failed with the number of the run."""
+    with contextlib.closing(campaign):
+        number, done = only or 0, 0.0
+        while done < count:
+            try:
+                for record in campaign.run(number):
+                    done += campaign.amount(record)
+                    yield record
+            except AssertionError as error:  # Failed, or what the harness asserts of every run
+                raise Failed(f"run {number}: {error}") from error
+            if only is not None:
+                break
+            number += 1
+        yield from campaign.finish()
 
 
 def status_of(run: Launch) -> dict[str, Any] | None:
