@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.supplying import LinkedSupply
-from hermes_mp.errors import DaemonLost, HermesError, OutOfMemory
+from hermes_mp.errors import DaemonLost, HermesError, InvariantBroken, OutOfMemory
 from hermes_mp.host import malloc
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     except HermesError as error:
         return _report(link, ComputeFailed(error.exit_code, clip(error.line()), ""))
     except Exception as error:  # an entry point: whatever it is becomes a message
-        text = clip(f"{type(error).__name__}: {error}", 2000)
-        return _report(link, ComputeFailed(70, text, clip(traceback.format_exc(), 8000)))
+        bug = InvariantBroken(clip(f"{type(error).__name__}: {error}", 2000))
+        return _report(link, ComputeFailed(bug.exit_code, bug.line(), clip(traceback.format_exc(), 8000)))
     return 0
 
 

@@ -23,6 +23,7 @@ from models.families import family
 
 from hermes_mp import load
 from hermes_mp.errors import BadOption, DaemonLost, MissingWeights, ModelNotFound
+from hermes_mp.host.wire import Link
 
 NEW = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 INPUTS = {"input_ids": torch.tensor([[5, 9, 200, 17]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
@@ -243,6 +244,16 @@ def test_loaders_killed_in_the_middle_of_a_run(number: signal.Signals, gpt2: Pat
         model.transformer.h[len(passes)].register_forward_hook(kill)
         assert is_right(model, expected)
         assert len(passes) == 6
+
+
+def test_a_daemon_that_gives_up_says_why(gpt2: Path) -> None:
+    """Nonsense from the caller; once the line said only that it was gone, where a message was on its way to it."""
+    with load(gpt2, loaders=1) as model:
+        (link,) = (one for one in gc.get_objects() if type(one) is Link)
+        link._socket.send(b"nonsense")
+        with pytest.raises(DaemonLost, match=r"the daemon ended: compute \(epoch 1\): "):
+            while True:
+                model(**INPUTS)
 
 
 # --- the end of the caller, in a process of its own

@@ -154,7 +154,6 @@ def test_a_reader_that_has_enough_ends_the_run_quietly(models: Path, home: Path)
     ("redirections", "code", "shown"),
     [
         ("<&- >&- 2>&-", 0, "^$"),
-        ("--json >/dev/full", 33, r"^hermes-launch: standard output cannot be written: No space left on device; .*\n$"),
         ("</dev/null 2>/dev/full", 0, "violin"),
     ],
 )

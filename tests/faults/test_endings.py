@@ -6,7 +6,6 @@ A memfd has no name: it is gone with the last process that has it.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -112,19 +111,6 @@ def test_the_daemon_is_killed_while_its_loaders_are_stopped(models: Path, home: 
         for pid in loaders:
             run.send(pid, signal.SIGCONT)
         assert run.ended().code == -signal.SIGKILL
-    assert not run_directories()
-
-
-def test_the_model_file_is_truncated_during_the_run(models: Path, home: Path) -> None:
-    """As a failing card would: an error of the read, never a SIGBUS."""
-    folder = home.with_name("model")
-    shutil.copytree(models / "big", folder)
-    with Launch(home, "--model", folder, *ARGUMENTS, "--memory", "none") as run:
-        run.wait_for(lambda run: len(run.out) > 3)
-        os.truncate(folder / "model.safetensors", 1 << 20)
-        ended = run.ended()
-    assert ended.code == 31
-    assert "model.safetensors" in ended.line
     assert not run_directories()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import signal
 from pathlib import Path
@@ -81,20 +79,3 @@ def test_all_loaders_hang_and_wake_up(models: Path, home: Path, answer: str) -> 
             run.send(pid, signal.SIGCONT)
         ended = run.ended()
     assert (ended.code, ended.out) == (0, answer)
-
-
-def test_loaders_that_die_again_and_again_are_given_up_one_by_one(models: Path, home: Path) -> None:
-    """Every loader is killed as soon as it shows up: at last the run ends, with one line and its exit code."""
-    with Launch(home, "--model", models / "big", *ARGUMENTS, "--loaders", 2) as run:
-        run.wait_for(lambda run: run.out)
-
-        def kill_all(run: Launch) -> bool:
-            for pid in run.loaders():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return "going on with 1 loader:" in run.err and not run.is_running
-
-        run.wait_for(kill_all)
-        ended = run.ended()
-    assert ended.code == 43
-    assert "Traceback" not in ended.err
