@@ -20,9 +20,9 @@ from typing import Any
 from hermes_mp.agents.computing import CALLER
 from hermes_mp.agents.quarters import make_arena
 from hermes_mp.agents.supplying import LinkedSupply, listen
-from hermes_mp.config import RunConfig
+from hermes_mp.config import NEVER, LoadConfig
 from hermes_mp.errors import DaemonLost, revived
-from hermes_mp.host import malloc
+from hermes_mp.host import checksums, malloc
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
 from hermes_mp.host.children import Child, DeathPipe, spawn
 from hermes_mp.host.hub import resolve
@@ -42,6 +42,7 @@ def load(
     context: int | None = None,
     batch: int = 1,
     dtype: str = "auto",
+    verify: str = "first",
     count_caller: bool = True,
     _slots: int | None = None,
     _room: int | None = None,
@@ -55,22 +56,27 @@ def load(
     many as `hermes-plan` would take. `memory`: the budget in bytes or as "3GiB"; what this process takes already counts
     unless `count_caller` is false; "auto" is what the machine and its cgroup can spare, None sets no limit. `context`,
     `batch`: positions and sequences (beams count) that memory is reserved for. `dtype`: "auto" as transformers resolves
-    it, or float32, float16, bfloat16.
+    it, or float32, float16, bfloat16. `verify`: check what is read against the checksums of earlier runs, and files
+    against the SHA-256 that the hub or a SHA256SUMS beside them gives (once, which reads all of them): each unit's
+    "first" load, "always", or "never".
 
     Unless `memory` is None glibc gives blocks from 64 KiB back at once (`mallopt`) in all of this process from then on.
     Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
-    MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, NeedsAllWeights,
-    and DaemonLost within a second of the daemon's end.
+    MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, WeightsChanged,
+    NeedsAllWeights, and DaemonLost within a second of the daemon's end.
     """
-    config = RunConfig(
+    config = LoadConfig(
         model=os.fspath(model),
         loaders=loaders,  # type: ignore[arg-type]  # "auto" becomes None there
         memory=memory,
         context=context,
         batch=batch,
         dtype=dtype,
+        verify=verify,
     )
     checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
+    if verify != NEVER:
+        checksums.prove(checkpoint, {}, lambda text: None)
     behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
     try:
         made = _build(config, checkpoint, behind, count_caller, _room, _window)
@@ -83,7 +89,7 @@ def load(
 
 
 def _build(
-    config: RunConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None, window: int
+    config: LoadConfig, checkpoint: Checkpoint, behind: _Behind, count_caller: bool, room: int | None, window: int
 ) -> Any:
     from hermes_mp.models.choose_plan import Told, choose_plan
     from hermes_mp.models.footprint import check_call, check_generate
@@ -124,7 +130,7 @@ def _build(
 class _Behind:
     """The daemon and what connects us with it. Knows nothing of the model, so that the model can be dropped."""
 
-    def __init__(self, config: RunConfig, checkpoint: Checkpoint, private: dict[str, Any]) -> None:
+    def __init__(self, config: LoadConfig, checkpoint: Checkpoint, private: dict[str, Any]) -> None:
         self._pid = os.getpid()
         self._closed = threading.Event()
         self.lock = threading.RLock()  # whoever holds it may use the link
@@ -140,6 +146,7 @@ class _Behind:
             "batch": config.batch,
             "dtype": config.dtype,
             "threads": None,
+            "verify": config.verify,
             "caller_death_fd": self._death.read_fd,
             "arena_fd": self._arena.fd,
             "granule": self._arena.granule,

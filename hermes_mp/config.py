@@ -16,6 +16,7 @@ from typing import Any
 from hermes_mp.errors import BadOption
 
 MAX_SIZE_NBYTES = 2**50
+VERIFY = FIRST, ALWAYS, NEVER = "first", "always", "never"
 _FACTORS: dict[str, int] = {"": 1, "b": 1}
 _FACTORS |= {letter + "b": 10 ** (3 * n) for n, letter in enumerate("kmgt", 1)}
 _FACTORS |= {letter + "ib": 2 ** (10 * n) for n, letter in enumerate("kmgt", 1)}
@@ -192,7 +193,18 @@ class RunConfig(Config):
 
 
 @dataclass(frozen=True)
-class LaunchConfig(RunConfig):
+class LoadConfig(RunConfig):
+    """What a run that reads weights needs."""
+
+    verify: str = _option(
+        FIRST, _choice(*VERIFY), "check what is read against the checksums of earlier runs, and files against "
+        "the SHA-256 that the hub or a SHA256SUMS beside them gives: each unit's first load, always, or never",
+        "WHEN", _RUN,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LaunchConfig(LoadConfig):
     """A run of `hermes-launch`: the run, its requests, and what is shown."""
 
     timeout: float = _option(

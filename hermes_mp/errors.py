@@ -148,6 +148,11 @@ class ReadFailed(MachineError):
     exit_code = 31
     attempt = "check the disk (dmesg) and the file"
 
+    def __init__(self, message: str, attempt: str | None = None, offset: int = -1) -> None:
+        """`offset`: the byte of the file, where that is known."""
+        super().__init__(message, attempt)
+        self.offset = offset
+
 
 class DownloadFailed(MachineError):
     """The hub answered, but the files did not arrive: a full disk, a download that was killed."""
@@ -161,6 +166,13 @@ class WriteFailed(MachineError):
 
     exit_code = 33
     attempt = "see where standard output goes, and whether there is room"
+
+
+class WeightsChanged(MachineError):
+    """A weights file changed under the run, or what was read of it has another checksum than it had."""
+
+    exit_code = 34
+    attempt = "let nothing write to the model while it runs; where bytes keep differing, download the file again"
 
 
 class PeerError(HermesError):
@@ -229,3 +241,8 @@ def by_exit_code() -> dict[int, type[HermesError]]:
 def revived(exit_code: int, text: str) -> HermesError:
     """The error that another process reported by its exit code and line."""
     return by_exit_code().get(exit_code, InvariantBroken)(text, "")
+
+
+def line_of(exit_code: int, text: str) -> str:
+    """The line of an error that is known by its exit code and text, with what to try."""
+    return by_exit_code().get(exit_code, InvariantBroken)(text).line()

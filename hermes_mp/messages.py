@@ -19,6 +19,7 @@ from hermes_mp.ids import UnitNo as UnitNo
 
 MAX_FRAME_NBYTES = 64 * 1024
 MAX_TEXT_CHARS = 12_000  # of one message: at most 48,000 bytes of UTF-8; longer texts travel in parts
+NOT_CHECKED = 2**32  # in place of a checksum
 MAX_RANGES = 1024  # of one unit: 4 integers of at most 9 bytes each stay well below the frame limit
 
 
@@ -74,7 +75,10 @@ class OpenFile:
 
 @dataclass(frozen=True)
 class LoadUnit:
-    """Read `ranges` into the slot that starts at byte `base` of the arena and is `room` bytes long."""
+    """Read `ranges` into the slot that starts at byte `base` of the arena and is `room` bytes long.
+
+    `checked`: say the checksum of what was read.
+    """
 
     epoch: Epoch
     ticket: Ticket
@@ -82,6 +86,7 @@ class LoadUnit:
     base: int
     room: int
     ranges: tuple[Range, ...]
+    checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class LoaderStarted:
 
 @dataclass(frozen=True)
 class UnitLoaded:
-    """Every byte of the unit is in its slot."""
+    """Every byte of the unit is in its slot. `checksum`: CRC-32 over its ranges, where that was asked for."""
 
     loader: LoaderNo
     epoch: Epoch
@@ -112,17 +117,22 @@ class UnitLoaded:
     direct: bool
     started_ns: int
     ended_ns: int
+    checksum: int = NOT_CHECKED
 
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """The unit could not be read; `text` is one clear line, `exit_code` that of the error it stands for."""
+    """The unit could not be read; `text` is one clear line, `exit_code` that of the error it stands for.
+
+    `where`: file number and byte, where the disk or the file is to blame.
+    """
 
     loader: LoaderNo
     epoch: Epoch
     ticket: Ticket
     exit_code: int
     text: str
+    where: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,9 +171,17 @@ class RecallUnit:
 
 @dataclass(frozen=True)
 class UnitFailed:
-    """The unit asked for cannot be loaded, or the run is over: `exit_code` names the class of error."""
+    """The unit asked for cannot be loaded: `exit_code` names the class of error."""
 
     unit: UnitNo
+    exit_code: int
+    text: str
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """The daemon's last words to a caller: `exit_code` names the class of error that ended the run."""
+
     exit_code: int
     text: str
 
@@ -362,7 +380,7 @@ class StatusTold:
 
 ToLoader = OpenFile | LoadUnit | StopLoader
 FromLoader = LoaderStarted | UnitLoaded | LoadFailed | LoaderFailed
-ToCompute = UnitReady | RecallUnit | UnitFailed | SlotsDivided | RunRequest | StopCompute
+ToCompute = UnitReady | RecallUnit | UnitFailed | RunEnded | SlotsDivided | RunRequest | StopCompute
 FromCompute = (
     ComputeStarted | FileNamed | UnitDescribed | UnitsDescribed | AskUnit | UnitDone | RowsRead
     | PassForecast | PassStarted | PassEnded | Progress | TextStreamed | RequestAnswered | RequestFailed | ComputeFailed

@@ -18,7 +18,9 @@ from hermes_mp.agents.adapting import Adapting
 from hermes_mp.agents.allotment import Allotment
 from hermes_mp.agents.computing import Computing
 from hermes_mp.agents.front import Front
+from hermes_mp.agents.guard import Guard
 from hermes_mp.agents.quarters import LEAVE_S, Quarters
+from hermes_mp.config import FIRST
 from hermes_mp.core import pipeload
 from hermes_mp.core.budget import MIN_SLOTS, Needs
 from hermes_mp.core.lifecycle import Happened
@@ -40,7 +42,16 @@ from hermes_mp.core.pipeload import (
 from hermes_mp.core.report import counted
 from hermes_mp.core.stillness import Stillness
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
-from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, ReadFailed, revived
+from hermes_mp.errors import (
+    BadMessage,
+    ComputeLost,
+    HermesError,
+    LoadersLost,
+    OutOfMemory,
+    ReadFailed,
+    line_of,
+    revived,
+)
 from hermes_mp.host import unitcache
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.scheduling import take_short_turns
@@ -60,9 +71,11 @@ from hermes_mp.messages import (
     LoadFailed,
     LoadUnit,
     OpenFile,
+    PassEnded,
     PassForecast,
     PassStarted,
     RecallUnit,
+    RunEnded,
     RunPlan,
     RunRequest,
     SlotsDivided,
@@ -98,6 +111,7 @@ class DaemonSettings:
     slots: int | None = None  # so many, whatever the budget says; for tests and benchmarks
     eager: bool = True  # read before the first pass begins
     timeout_s: float | None = None  # compute may stand still for so long
+    verify: str = FIRST
 
     @property
     def has_caller(self) -> bool:
@@ -117,6 +131,7 @@ class Daemon:
         self.accounting = Accounting(
             quarters.crew, "caller" if settings.has_caller else "compute", settings.sample_exactly
         )
+        self.guard = Guard(settings.checkpoint, settings.verify)
         self.mind: Pipeload | None = None
         self.units = UnitList((), ())
         self._cache = unitcache.entry_path(
@@ -129,6 +144,7 @@ class Daemon:
         self._leased: dict[Ticket, tuple[UnitNo, Ticket]] = {}
         self._started: dict[Peer, LoaderStarted] = {}
         self.divided = False
+        self._unkept = ""  # why the cache cannot be written, once that was said
         self._no_loaders = ""  # why, once the last one was not replaced
         self._stillness = Stillness(None if settings.timeout_s is None else round(settings.timeout_s * 1e9))
         self._start: tuple[int, int] | None = None  # what the present units leave compute to start with, and reserve
@@ -201,7 +217,7 @@ class Daemon:
         if self.over is False:
             self.over = True if error is None else error
             if error is not None and self.settings.has_caller:
-                self.compute.send(UnitFailed(UnitNo(0), error.exit_code, clip(error.line())))
+                self.compute.send(RunEnded(error.exit_code, clip(error.line())))
 
     def close(self) -> None:
         """End all children, remove the run directory, free the arena."""
@@ -213,6 +229,8 @@ class Daemon:
         self.hub.close(last_words=self.settings.has_caller)
         self.adapting.close()
         self._quarters.close()
+        self.guard.close()
+        self._say_unkept(self.guard.failure)
 
     # --- the loop
 
@@ -299,15 +317,34 @@ class Daemon:
             self._feed(message)
         elif isinstance(message, UnitLoaded):
             unit = self._loading.pop(message.ticket, None)
-            if unit is not None:
+            if unit is None:
+                self._feed(message)
+                return
+            judged = self.guard.judge(message, unit)
+            if isinstance(judged, LoadFailed):
+                self._load_failed(judged)
+            else:
                 self.front.loaded(message, unit)
-            self._feed(message)
+                self._feed(message)
         elif isinstance(message, LoadFailed):
             self._loading.pop(message.ticket, None)
-            self._feed(message)
+            self._load_failed(self.guard.explain(message))
         elif isinstance(message, LoaderFailed):
             self.front.say(f"loader {message.loader} cannot start: {message.text}")
             self.crew.happened(message.loader, message.epoch, Happened.SAID_FAILED)
+
+    def _load_failed(self, failed: LoadFailed) -> None:
+        """What compute waits for is read once more, so that a disk may err; not a file that is no longer the same."""
+        if not self._files_changed():
+            self.front.say(f"loader {failed.loader}: {failed.text}")
+            self._feed(failed)
+
+    def _files_changed(self) -> bool:
+        """Whether that ends the run."""
+        change = self.guard.change()
+        if change is not None:
+            self.end(change)
+        return change is not None
 
     def _name_files(self, peer: Peer) -> None:
         plan = self.plan
@@ -351,7 +388,7 @@ class Daemon:
                 self.front.say(message.traceback)
             self.compute.happened(Happened.SAID_FAILED)
             self.end(revived(message.exit_code, message.text))
-        else:
+        elif not isinstance(message, (PassStarted, PassEnded)) or not self._files_changed():
             if isinstance(message, PassStarted):
                 self._feed(message)
             self.front.told(message)
@@ -438,12 +475,18 @@ class Daemon:
             return
         self._start = max(message.base_nbytes, needs.start - message.reserve_nbytes), message.reserve_nbytes
         entry = unitcache.Remembered(units, message.base_nbytes, needs.start, message.reserve_nbytes, self.plan)
-        unitcache.remember(self._cache, entry)
+        self._say_unkept(unitcache.remember(self._cache, entry))
         if self.settings.loaders is None:
-            unitcache.remember_loaders(str(self.settings.checkpoint.directory), self.plan.loaders)
+            self._say_unkept(unitcache.remember_loaders(str(self.settings.checkpoint.directory), self.plan.loaders))
         self.divided = True
         self.compute.send(SlotsDivided(self.slots.planned, self.slots.slot_nbytes, self.slots.reserve_nbytes))
         self.front.ready(units)
+
+    def _say_unkept(self, why: str) -> None:
+        """Once; the run goes on."""
+        if why and not self._unkept:
+            self._unkept = why
+            self.front.say(why)
 
     # --- units and slots
 
@@ -473,6 +516,7 @@ class Daemon:
         self.adapting.plan(count, self.slots.slot_nbytes, self.slots.most)
         if self.mind is None:
             self.units = units
+            self.guard.adopt(units)
             if units.units:
                 sizes = [unit.nbytes for unit in units.units]
                 self.mind = Pipeload(
@@ -547,7 +591,8 @@ class Daemon:
             self._loading[action.ticket] = action.unit
             base = self.slots.bases[action.slot]
             room = self.slots.slot_nbytes
-            order = LoadUnit(action.epoch, action.ticket, action.unit, base, room, spec.ranges)
+            checked = self.guard.wants(action.unit)
+            order = LoadUnit(action.epoch, action.ticket, action.unit, base, room, spec.ranges, checked)
             if not self.hub.send(Peer("loader", action.loader, action.epoch), order):
                 self.crew.kill(action.loader, action.epoch)  # it reads nothing any more
         elif isinstance(action, Announce):
@@ -557,7 +602,7 @@ class Daemon:
         elif isinstance(action, Recall):
             self.compute.send(RecallUnit(action.ticket, action.unit))
         elif isinstance(action, Refuse):
-            self.compute.send(UnitFailed(action.unit, action.exit_code, clip(action.text)))
+            self.compute.send(UnitFailed(action.unit, action.exit_code, clip(line_of(action.exit_code, action.text))))
         elif isinstance(action, Kill):
             self.front.say(f"loader {action.loader} is killed: {action.why}")
             self.crew.kill(action.loader, action.epoch)

@@ -48,7 +48,7 @@ def gather(
     name = diskspeed.device_name(largest if place is None else _existing(place))
     device_path = profilecache.device_path(name)
     device = None if fresh else profilecache.recall_device(device_path)
-    measured = False
+    measured, unkept = False, ""
     if device is None:
         file = largest if place is None else _large_file(place)
         if file is not None and file.stat().st_size >= diskspeed.LEAST_NBYTES:
@@ -56,7 +56,7 @@ def gather(
             device = _measured(file, strange=place is not None)
         if device is not None:
             measured = True
-            profilecache.remember(device_path, device)
+            unkept = profilecache.remember(device_path, device)
     model_path = profilecache.model_path(
         checkpoint.digest, wanted.dtype, wanted.context, wanted.batch, wanted.tokens, wanted.threads, name
     )
@@ -64,7 +64,9 @@ def gather(
     if model is None:
         measured = True
         model = profile_in_own_process(wanted, say)
-        profilecache.remember(model_path, model)
+        unkept = profilecache.remember(model_path, model)
+    if unkept:
+        say(unkept)
     return Profiles(device or ASSUMED_DEVICE, _as_it_ran(checkpoint, wanted, model, memory, loaders), measured)
 
 

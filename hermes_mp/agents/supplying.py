@@ -25,6 +25,7 @@ from hermes_mp.messages import (
     Progress,
     RecallUnit,
     RowsRead,
+    RunEnded,
     RunPlan,
     RunRequest,
     SlotsDivided,
@@ -71,7 +72,6 @@ class LinkedSupply:
         self._list = UnitList((), ())
         self._lost: HermesError | None = None
         self._look_s = 0.0
-        self._said = ""  # by a daemon that ends
         self.inbox: deque[RunRequest | StopCompute] = deque()
         self.divided: SlotsDivided | None = None
         link.send(ComputeStarted(pid))
@@ -197,6 +197,7 @@ class LinkedSupply:
         try:
             self._link.send(message)
         except DaemonLost as error:
+            self.hear()  # it may have said why
             self._lost = error
             raise
 
@@ -216,16 +217,16 @@ class LinkedSupply:
         try:
             message = self._link.receive(timeout_s)
         except DaemonLost as error:
-            self._lost = DaemonLost(f"the daemon ended: {self._said}", "") if self._said else error
-            raise self._lost from None
+            self._lost = error
+            raise
         if message is None:
             return False
         if isinstance(message, UnitReady | RecallUnit):
             self._act(self._leasing.handle(message, time.monotonic_ns()))
+        elif isinstance(message, RunEnded):
+            self._lost = revived(message.exit_code, message.text)
+            raise self._lost
         elif isinstance(message, UnitFailed):
-            if self.divided is None:
-                raise revived(message.exit_code, message.text)
-            self._said = message.text
             self._act(self._leasing.handle(message, time.monotonic_ns()))
         elif isinstance(message, SlotsDivided):
             self.divided = message

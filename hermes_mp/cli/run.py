@@ -19,10 +19,11 @@ from hermes_mp.cli import embedded
 from hermes_mp.cli.console import Console
 from hermes_mp.cli.front import LaunchFront
 from hermes_mp.cli.lines import LineSource
-from hermes_mp.config import LaunchConfig
+from hermes_mp.config import NEVER, LaunchConfig
 from hermes_mp.core.ledger import Ledger
-from hermes_mp.host import hub
-from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.errors import CheckpointBroken
+from hermes_mp.host import checksums, hub
+from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
 from hermes_mp.host.trace import TraceWriter
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     ).resolve()
     console.model(config.model or "all-MiniLM-L6-v2")
     checkpoint = find_checkpoint(directory)
+    if config.verify != NEVER:
+        _prove(checkpoint, config.model is None, console)
     trace = TraceWriter(config.trace, started_ns) if config.trace else None
     named = config.memory if isinstance(config.memory, int) else None
     ledger = Ledger(quarters.loaders, named, started_ns, auto=config.memory == "auto")
@@ -45,7 +48,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
     settings = DaemonSettings(
         checkpoint, config.loaders, config.memory, config.context, config.batch, config.dtype, config.threads,
         options=_task_options(config), sample_exactly=config.sample_memory,
-        timeout_s=config.timeout or None,
+        timeout_s=config.timeout or None, verify=config.verify,
     )  # fmt: skip
     if trace is not None:
         trace.instant("daemon", "command started", started_ns)
@@ -61,6 +64,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             ledger.slots = len(daemon.slots.bases)
             ledger.budget_nbytes = daemon.slots.budget_nbytes
             ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
+            ledger.verified = daemon.guard.report()
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
     finally:
         if trace is not None:
@@ -69,6 +73,18 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
         console.note(trace.failure)
     console.report(ledger.report())
     return front.exit_code
+
+
+def _prove(checkpoint: Checkpoint, packaged: bool, console: Console) -> None:
+    """Compare the files with what was published of them. Raises CheckpointBroken."""
+    try:
+        unkept = checksums.prove(checkpoint, embedded.PUBLISHED if packaged else {}, console.phase)
+    except CheckpointBroken as error:
+        if packaged:
+            error.attempt = embedded.REINSTALL
+        raise
+    if unkept:
+        console.note(unkept)
 
 
 def _requests(config: LaunchConfig) -> tuple[list[dict[str, Any]], LineSource | None, dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hermes_mp.core.report import Memory, Report, Seconds
+from hermes_mp.core.report import Memory, Report, Seconds, Verified
 from hermes_mp.core.squeeze import Change
 from hermes_mp.messages import PassEnded, PassStarted, RowsRead, RunPlan, Ticket, UnitDone, UnitLoaded
 
@@ -34,6 +34,7 @@ class Ledger:
         self.loaders_restarted = 0
         self.compute_restarts = 0
         self.plan = RunPlan()
+        self.verified: Verified | None = None
         self._first_read_ns: int | None = None
         self._direct: set[bool] = set()
         self._read_nbytes = 0
@@ -155,6 +156,7 @@ class Ledger:
             pages=self.pages,
             forecast_s=self.plan.forecast_us / 1e6 if self.plan.source else None,
             planned_by=self.plan.source or None,
+            verified=self.verified,
         )
 
     def _read(self, nbytes: int, started_ns: int, ended_ns: int) -> None:

@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hermes_mp.errors import BadMessage, CheckpointBroken
-from hermes_mp.messages import Epoch, LoaderNo, LoadFailed, LoadUnit, OpenFile, StopLoader, Ticket, UnitLoaded
+from hermes_mp.messages import (
+    NOT_CHECKED,
+    Epoch,
+    LoaderNo,
+    LoadFailed,
+    LoadUnit,
+    OpenFile,
+    StopLoader,
+    Ticket,
+    UnitLoaded,
+)
 
 READERS = 2  # of a loader: it asks for the next bytes before the last ones have come
 
@@ -32,15 +42,17 @@ class LoadRead:
     ticket: Ticket
     direct: bool
     started_ns: int
+    checksum: int = NOT_CHECKED
 
 
 @dataclass(frozen=True)
 class LoadBroken:
-    """A load could not be read, and nothing writes to its slot any more."""
+    """A load could not be read, and nothing writes to its slot any more. See `LoadFailed` for where."""
 
     ticket: Ticket
     exit_code: int
     text: str
+    where: tuple[int, ...] = ()
 
 
 Event = OpenFile | LoadUnit | StopLoader | OpenFailed | LoadRead | LoadBroken
@@ -112,7 +124,7 @@ class Loading:
         if isinstance(event, LoadBroken):
             if self._under_way.pop(event.ticket, None) is None:
                 return []
-            return [self._failed(event.ticket, event.exit_code, event.text), *self._leave()]
+            return [self._failed(event.ticket, event.exit_code, event.text, event.where), *self._leave()]
         if isinstance(event, OpenFile):
             self._files[event.file] = event
             self._bad_files.pop(event.file, None)
@@ -131,10 +143,12 @@ class Loading:
         """Begun when the load before it had ended, as reads of two overlap: a loader's times add up to its work."""
         nbytes = sum(piece.nbytes for piece in load.ranges)
         started_ns, self._ended_ns = max(read.started_ns, self._ended_ns), now_ns
-        return UnitLoaded(self._loader, self._epoch, load.ticket, nbytes, read.direct, started_ns, now_ns)
+        return UnitLoaded(
+            self._loader, self._epoch, load.ticket, nbytes, read.direct, started_ns, now_ns, read.checksum
+        )
 
-    def _failed(self, ticket: Ticket, exit_code: int, text: str) -> Send:
-        return Send(LoadFailed(self._loader, self._epoch, ticket, exit_code, text))
+    def _failed(self, ticket: Ticket, exit_code: int, text: str, where: tuple[int, ...] = ()) -> Send:
+        return Send(LoadFailed(self._loader, self._epoch, ticket, exit_code, text, where))
 
     def _why_not(self, load: LoadUnit) -> tuple[int, str] | None:
         """(exit code, text) of what is wrong with this order, before any byte of it is read."""

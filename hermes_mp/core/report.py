@@ -36,6 +36,19 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """`mode`: that of `--verify`; loads that were `compared` with a known checksum, and that were `trusted`.
+
+    `sha256`: whether the files are those that were published.
+    """
+
+    mode: str
+    compared: int
+    trusted: int
+    sha256: bool
+
+
+@dataclass(frozen=True)
 class Report:
     """The end of every run. None stands for what did not happen (no pass, no token, no budget)."""
 
@@ -59,6 +72,7 @@ class Report:
     pages: str
     forecast_s: float | None = None
     planned_by: str | None = None  # what the plan knew: see `messages.RunPlan`
+    verified: Verified | None = None
 
     def as_json(self) -> dict[str, object]:
         """The report as JSON holds it."""
@@ -66,7 +80,7 @@ class Report:
 
 
 def render_report(report: Report) -> str:
-    """The report for people, at most ten lines."""
+    """The report for people, at most twelve lines."""
     lines = []
     if report.passes:
         plural = "" if report.passes.count == 1 else f" (median of {report.passes.count})"
@@ -75,6 +89,8 @@ def render_report(report: Report) -> str:
         first = f"; first {report.prefills.median_s:.3g} s" if report.prefills else ""
         lines.append(f"token     {report.tokens.median_s:.3g} s (median of {report.tokens.count}){first}")
     lines.append(_reads(report))
+    if report.verified is not None:
+        lines.append(f"weights   {_verified(report.verified)}")
     memory = report.memory
     if memory.peak_nbytes is not None:
         how = "" if memory.exact else ", estimated"
@@ -139,6 +155,17 @@ def _reads(report: Report) -> str:
     if report.first_read_s is not None:
         parts.append(f"first after {report.first_read_s:.2f} s")
     return "read      " + (", ".join(parts) or "nothing")
+
+
+def _verified(found: Verified) -> str:
+    if found.mode == "never":
+        return "not checked (--verify never)"
+    parts = [f"{counted(found.compared, 'load')} had the known checksum"] if found.compared else []
+    if found.trusted:
+        parts.append(f"{counted(found.trusted, 'unit')} {'read' if found.sha256 else 'trusted at first use'}")
+    if found.sha256:
+        parts.append("the files have their published SHA-256")
+    return ", ".join(parts) or "none was read"
 
 
 def _size(nbytes: int) -> str:

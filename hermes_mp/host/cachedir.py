@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "hermes-mp")
@@ -18,13 +19,29 @@ def cache_directory() -> Path:
     return Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache")) / "hermes-mp"
 
 
-def keep(path: Path, text: str) -> None:
-    """Write a file of the cache, all of it or nothing; where that cannot be done the next start is merely slower."""
-    with contextlib.suppress(OSError):
+def keep(path: Path, text: str) -> str:
+    """Write a file of the cache, all of it or nothing, whatever happens to the power; why it could not, or "".
+
+    Where it cannot be done the next start is merely slower.
+    """
+    scratch = path.with_suffix(f".{os.getpid()}-{threading.get_native_id()}")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_text(text, encoding="utf-8")
+        with open(scratch, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         scratch.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        return f"nothing can be kept in {path.parent} ({error.strerror}): every start will be slower"
+    return ""
 
 
 def versions() -> list[str]:

@@ -26,11 +26,46 @@ MAX_JSON_NBYTES = 32 * 1024 * 1024  # the index of a 92,000-tensor model takes 9
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """What of a file changes when it is written to or replaced."""
+
+    inode: int
+    nbytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@dataclass(frozen=True)
 class CheckpointFile:
-    """One weights file; its place in `Checkpoint.files` is its file number."""
+    """One weights file, as it was when its header was read; its place in `Checkpoint.files` is its file number."""
 
     path: Path
-    nbytes: int
+    stamp: Stamp
+
+    @property
+    def nbytes(self) -> int:
+        return self.stamp.nbytes
+
+    def change(self) -> str | None:
+        """What has become of it since, in a few words; None where it is as it was."""
+        try:
+            now = Stamp.of(os.stat(self.path))
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError)
+            return "was deleted" if gone else f"cannot be looked at: {error.strerror}"
+        then = self.stamp
+        if now == then:
+            return None
+        if now.inode != then.inode:
+            return "was replaced"
+        if now.nbytes != then.nbytes:
+            how = "was truncated" if now.nbytes < then.nbytes else "has grown"
+            return f"{how} from {then.nbytes} to {now.nbytes} bytes"
+        return "was written to" if now.mtime_ns != then.mtime_ns else "was touched (renamed, linked, or its rights)"
 
 
 @dataclass(frozen=True)
@@ -43,6 +78,11 @@ class Checkpoint:
     tensors: dict[str, tuple[int, TensorInfo]]
     metadata: dict[str, str]
     digest: str
+
+    def tensors_in(self, file: int, begin: int, end: int) -> list[str]:
+        """The names of those that have bytes there, in the file's order."""
+        found = [where for number, where in self.tensors.values() if number == file]
+        return [one.name for one in sorted(found, key=lambda one: one.begin) if one.begin < end and begin < one.end]
 
 
 def find_checkpoint(directory: Path) -> Checkpoint:
@@ -61,8 +101,8 @@ def find_checkpoint(directory: Path) -> Checkpoint:
     tensors: dict[str, tuple[int, TensorInfo]] = {}
     metadata: dict[str, str] = {}
     for file_no, name in enumerate(names):
-        file, header, raw, mtime_ns = _read_header(directory / name)
-        digest.update(json.dumps([name, file.nbytes, mtime_ns, len(raw)]).encode() + raw)
+        file, header, raw = _read_header(directory / name)
+        digest.update(json.dumps([name, file.nbytes, file.stamp.mtime_ns, len(raw)]).encode() + raw)
         files.append(file)
         metadata.update(header.metadata)
         for tensor in header.tensors.values():
@@ -145,8 +185,8 @@ def _no_weights(directory: Path) -> HermesError:
     return ModelNotFound(f"{directory} holds no weights: neither {WEIGHTS} nor {WEIGHTS_INDEX}")
 
 
-def _read_header(path: Path) -> tuple[CheckpointFile, Header, bytes, int]:
-    """The file, what its header says, the header's bytes, the file's mtime in ns."""
+def _read_header(path: Path) -> tuple[CheckpointFile, Header, bytes]:
+    """The file, what its header says, the header's bytes."""
     with _Opened(path) as opened:
         length = os.pread(opened.fd, LENGTH_NBYTES, 0)
         try:
@@ -155,7 +195,7 @@ def _read_header(path: Path) -> tuple[CheckpointFile, Header, bytes, int]:
             header = parse_header(raw, opened.nbytes, header_nbytes)
         except CheckpointBroken as error:
             raise CheckpointBroken(f"{path}: {error}") from error
-        return CheckpointFile(path, opened.nbytes), header, length + raw, opened.mtime_ns
+        return CheckpointFile(path, opened.stamp), header, length + raw
 
 
 def _read_json_bytes(path: Path) -> bytes:
@@ -192,7 +232,8 @@ class _Opened:
         if not stat.S_ISREG(status.st_mode):
             os.close(self.fd)
             raise CheckpointBroken(f"{self.path} is not a file")
-        self.nbytes, self.mtime_ns = status.st_size, status.st_mtime_ns
+        self.stamp = Stamp.of(status)
+        self.nbytes = status.st_size
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

@@ -48,9 +48,9 @@ def recall_model(path: Path) -> ModelProfile | None:
         return None
 
 
-def remember(path: Path, profile: DeviceProfile | ModelProfile) -> None:
-    """Keep it; where the cache cannot be written the next plan measures again."""
-    keep(path, json.dumps({"format": FORMAT, "profile": profile.to_json()}))
+def remember(path: Path, profile: DeviceProfile | ModelProfile) -> str:
+    """Keep it; see `keep`. Without it the next plan measures again."""
+    return keep(path, json.dumps({"format": FORMAT, "profile": profile.to_json()}))
 
 
 def processor() -> str:

@@ -1,5 +1,8 @@
 """A loader's threads, which read: of the loads that they are given, in that order, each takes the next piece.
 
+Once all of a load is there, the thread that brought its last piece sums it up, where that is asked for, before it is
+said to be read; the other one reads on.
+
 While one piece is on its way another is asked for already, of the same load or of the next: the disk does not rest
 while a thread that was woken up waits for a core. `preadv` leaves the interpreter to the others.
 """
@@ -9,16 +12,17 @@ from __future__ import annotations
 import os
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hermes_mp.core.layout import ALIGN, aligned_up
 from hermes_mp.core.loading import READERS, LoadBroken, LoadRead
-from hermes_mp.errors import MachineError
+from hermes_mp.errors import MachineError, ReadFailed
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
-from hermes_mp.messages import LoadUnit, Ticket
+from hermes_mp.messages import NOT_CHECKED, LoadUnit
 
 PIECES = 3  # of a load, where it is large enough: of two both threads would end at once, and the disk would rest
 LEAST_PIECE_NBYTES, MOST_PIECE_NBYTES = 1 << 20, 8 << 20  # two at once are as much as the daemon expects news of
@@ -36,6 +40,7 @@ class OpenedFile:
 class Piece:
     """`nbytes` from `offset` of the file go to byte `at` of the arena, where `room` bytes may be written."""
 
+    file_number: int
     file: FileReader
     offset: int
     nbytes: int
@@ -45,12 +50,22 @@ class Piece:
 
 @dataclass
 class _Reading:
-    ticket: Ticket
+    load: LoadUnit
     waiting: deque[Piece]
-    left: int  # pieces that are not read
+    left: int  # pieces that are not read; the sum that is asked for counts as one
     direct: bool = True
     started_ns: int = 0
-    failure: MachineError | None = None
+    checksum: int = NOT_CHECKED
+    failure: LoadBroken | None = None
+
+
+@dataclass
+class _Done:
+    """What a thread did: it read this piece, which may have failed, or (None) summed up."""
+
+    load: _Reading
+    piece: Piece | None
+    error: MachineError | None = None
 
 
 class Readers:
@@ -81,13 +96,14 @@ class Readers:
         """Read `load`, whose ranges lie in its room and in `files`, after all others."""
         pieces = cut(load, files)
         with self._work:
-            reading = _Reading(load.ticket, deque(pieces), len(pieces))
+            reading = _Reading(load, deque(pieces), len(pieces) + load.checked)
             self._under_way.append(reading)
             if pieces:
                 self._loads.append(reading)
                 self._work.notify_all()
             else:
                 reading.started_ns = time.monotonic_ns()
+                reading.left, reading.checksum = 0, 0 if load.checked else NOT_CHECKED
                 self._end(reading)
 
     def ended(self) -> list[LoadRead | LoadBroken]:
@@ -118,21 +134,24 @@ class Readers:
         os.close(self.fd)
 
     def _run(self) -> None:
-        done: tuple[_Reading, Piece, MachineError | None] | None = None
+        done: _Done | None = None
         try:
             while (following := self._next(done)) is not None:
-                done = *following, self._read(following[1])
+                load, piece = following
+                if piece is None:
+                    load.checksum = self._sum(load.load)
+                done = _Done(load, piece, None if piece is None else self._read(piece))
         except BaseException as error:
             with self._idle:
                 self._bug = error
                 self._idle.notify_all()
                 os.eventfd_write(self.fd, 1)
 
-    def _next(self, done: tuple[_Reading, Piece, MachineError | None] | None) -> tuple[_Reading, Piece] | None:
-        """Put down what was done, and take the next piece, once there is one; None when closed."""
+    def _next(self, done: _Done | None) -> tuple[_Reading, Piece | None] | None:
+        """Put down what was done; the next piece, once there is one, or (None) a load to be summed up. None: closed."""
         with self._work:
-            if done is not None:
-                self._put_down(*done)
+            if done is not None and self._put_down(done):
+                return done.load, None
             self._work.wait_for(lambda: self._loads or self._closed)
             if not self._loads:
                 return None
@@ -143,25 +162,34 @@ class Readers:
                 self._loads.popleft()
             return load, piece
 
-    def _put_down(self, load: _Reading, piece: Piece, failure: MachineError | None) -> None:
+    def _put_down(self, done: _Done) -> bool:
+        """Whether its load is now to be summed up."""
+        load, piece = done.load, done.piece
         if load is self._under_way[0]:
             self._on_piece()
         load.left -= 1
-        load.direct = load.direct and piece.file.direct
-        if failure is not None:
-            load.failure = load.failure or failure
-            if load.waiting:  # nobody needs the rest
-                load.left -= len(load.waiting)
-                load.waiting.clear()
-                self._loads.remove(load)
+        if piece is not None:
+            load.direct = load.direct and piece.file.direct
+        if piece is not None and done.error is not None:
+            self._fail(load, piece, done.error)
         if not load.left:
             self._end(load)
+        return piece is not None and load.left == 1 and load.load.checked and load.failure is None
+
+    def _fail(self, load: _Reading, piece: Piece, error: MachineError) -> None:
+        """Nobody needs the rest of it, nor its sum."""
+        if load.failure is None:
+            load.left -= load.load.checked
+            where = (piece.file_number, error.offset) if isinstance(error, ReadFailed) and error.offset >= 0 else ()
+            load.failure = LoadBroken(load.load.ticket, error.exit_code, str(error), where)
+        if load.waiting:
+            load.left -= len(load.waiting)
+            load.waiting.clear()
+            self._loads.remove(load)
 
     def _end(self, load: _Reading) -> None:
-        if load.failure is None:
-            self._ended.append(LoadRead(load.ticket, load.direct, load.started_ns))
-        else:
-            self._ended.append(LoadBroken(load.ticket, load.failure.exit_code, str(load.failure)))
+        read = LoadRead(load.load.ticket, load.direct, load.started_ns, load.checksum)
+        self._ended.append(load.failure or read)
         while self._under_way and not self._under_way[0].left:
             self._under_way.popleft()
         self._idle.notify_all()
@@ -174,6 +202,14 @@ class Readers:
             except MachineError as error:
                 return error
         return None
+
+    def _sum(self, load: LoadUnit) -> int:
+        """CRC-32 over its ranges, in their order."""
+        checksum = 0
+        for one in load.ranges:
+            with self._arena.view(load.base + one.at, one.nbytes) as buffer:
+                checksum = zlib.crc32(buffer, checksum)
+        return checksum
 
 
 def cut(load: LoadUnit, files: dict[int, OpenedFile]) -> Sequence[Piece]:
@@ -193,5 +229,5 @@ def cut(load: LoadUnit, files: dict[int, OpenedFile]) -> Sequence[Piece]:
             nbytes = min(each, one.nbytes - done)
             at = one.at + done
             room = end - at if done + nbytes == one.nbytes else nbytes
-            pieces.append(Piece(file.reader, one.offset + done, nbytes, load.base + at, room))
+            pieces.append(Piece(one.file, file.reader, one.offset + done, nbytes, load.base + at, room))
     return pieces

@@ -84,7 +84,7 @@ class FileReader:
                 if got is None:
                     got = self._read_buffered(buffer, done, wanted, at)
             if got == 0:
-                raise ReadFailed(f"{self.path} ends at byte {at}, it was {self.nbytes} bytes long")
+                raise self._ended_at(at)
             done += min(got, wanted)
 
     def read_rows(self, rows: Sequence[tuple[int, int]], into: memoryview) -> int:
@@ -230,7 +230,7 @@ class FileReader:
                 with self._failing_at(at), into[row.at + done : row.at + row.nbytes] as part:
                     got = os.preadv(self._fd, [part], at)
                 if got == 0:
-                    raise ReadFailed(f"{self.path} ends at byte {at}, it was {self.nbytes} bytes long")
+                    raise self._ended_at(at)
                 done += got
         for row in rows:  # only now: rows may share a page
             self._drop(row.offset, row.nbytes)
@@ -252,7 +252,11 @@ class FileReader:
         try:
             yield
         except OSError as error:
-            raise ReadFailed(f"{self.path} cannot be read at byte {offset}: {error.strerror}") from error
+            why = f"{self.path} cannot be read at byte {offset}: {error.strerror}"
+            raise ReadFailed(why, offset=offset) from error
+
+    def _ended_at(self, offset: int) -> ReadFailed:
+        return ReadFailed(f"{self.path} ends at byte {offset}, it was {self.nbytes} bytes long", offset=offset)
 
 
 def _open(path: str | os.PathLike[str], flags: int) -> int:

@@ -60,11 +60,9 @@ def recall_loaders(model: str | None) -> int | None:
     return count if 1 <= count <= MOST_LOADERS else None
 
 
-def remember_loaders(directory: str, count: int) -> None:
-    """For the next run."""
-    path = start_path(directory)
-    if recall_loaders(directory) != count:
-        keep(path, str(count))
+def remember_loaders(directory: str, count: int) -> str:
+    """For the next run; see `keep`."""
+    return "" if recall_loaders(directory) == count else keep(start_path(directory), str(count))
 
 
 def recall(path: Path) -> Remembered | None:
@@ -83,10 +81,10 @@ def recall(path: Path) -> Remembered | None:
         return None
 
 
-def remember(path: Path, entry: Remembered) -> None:
-    """Keep the entry; where the cache cannot be written the next start is merely slower."""
+def remember(path: Path, entry: Remembered) -> str:
+    """Keep the entry; see `keep`."""
     if recall(path) == entry:
-        return  # flash wears
+        return ""  # flash wears
     text = json.dumps(
         {
             "units": entry.units.to_json(),
@@ -96,4 +94,4 @@ def remember(path: Path, entry: Remembered) -> None:
             "plan": list(astuple(entry.plan)),
         }
     )
-    keep(path, text)
+    return keep(path, text)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import select
 import threading
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,7 @@ from hermes_mp.errors import ReadFailed
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.readers import LEAST_PIECE_NBYTES, MOST_PIECE_NBYTES, OpenedFile, Piece, Readers, cut
 from hermes_mp.host.reading import FileReader
-from hermes_mp.messages import Epoch, LoadUnit, Range, Ticket, UnitNo
+from hermes_mp.messages import NOT_CHECKED, Epoch, LoadUnit, Range, Ticket, UnitNo
 
 MIB = 1 << 20
 DEADLINE_S = 20.0
@@ -53,8 +56,8 @@ class Reading:
     def _piece(self) -> None:
         self.pieces += 1
 
-    def ended(self, count: int) -> list[LoadRead | LoadBroken]:
-        found: list[LoadRead | LoadBroken] = []
+    def ended(self, count: int) -> list[Any]:
+        found: list[Any] = []
         while len(found) < count:
             assert select.select([self.readers.fd], [], [], DEADLINE_S)[0], "nothing ended"
             found += self.readers.ended()
@@ -86,6 +89,34 @@ def test_many_loads_arrive_whole(reading: Reading, arena: Arena, file: FileReade
         with arena.view(4 * ticket * MIB, nbytes) as slot:
             assert slot == CONTENT[MIB : MIB + nbytes]
     assert reading.readers.ended() == []
+
+
+def test_what_was_read_is_summed_up(reading: Reading, file: FileReader) -> None:
+    """Of the ranges alone, in their order, however they were cut and whatever lies between them."""
+    parts = (Range(0, MIB, 3 * MIB + ALIGN, 0), Range(0, 6 * MIB, MIB, 4 * MIB))
+    for ticket, chunk_nbytes in ((1, MIB), (2, 16 * MIB)):
+        wanted = replace(load(ticket, *parts, base=16 * (ticket - 1) * MIB), checked=True)
+        reading.readers.read(wanted, {0: OpenedFile(file, chunk_nbytes)})
+    checksum = zlib.crc32(CONTENT[MIB : 4 * MIB + ALIGN] + CONTENT[6 * MIB : 7 * MIB])
+    assert {(one.ticket, one.checksum) for one in reading.ended(2)} == {(Ticket(1), checksum), (Ticket(2), checksum)}
+    reading.readers.read(load(3, *parts), {0: OpenedFile(file, MIB)})
+    assert [one.checksum for one in reading.ended(1)] == [NOT_CHECKED]
+
+
+def test_a_checked_load_with_nothing_to_read(reading: Reading) -> None:
+    reading.readers.read(replace(load(1), checked=True), {})
+    assert [one.checksum for one in reading.ended(1)] == [0]
+
+
+def test_a_checked_load_that_cannot_be_read(reading: Reading, weights: Path, file: FileReader) -> None:
+    os.truncate(weights, 2 * MIB)
+    files = {0: OpenedFile(file, MIB)}
+    reading.readers.read(replace(load(1, Range(0, MIB, 7 * MIB, 0)), checked=True), files)
+    reading.readers.read(replace(load(2, Range(0, 0, MIB, 0), base=16 * MIB), checked=True), files)
+    ended = {one.ticket: one for one in reading.ended(2)}
+    assert isinstance(ended[Ticket(1)], LoadBroken)
+    assert ended[Ticket(2)].checksum == zlib.crc32(CONTENT[:MIB])
+    reading.readers.settle()
 
 
 def test_a_load_with_nothing_to_read_ends(reading: Reading) -> None:
@@ -122,6 +153,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_of_it_left(reading: Reading, w
     assert isinstance(broken, LoadBroken)
     assert broken.exit_code == ReadFailed.exit_code
     assert f"ends at byte {2 * MIB}" in broken.text
+    assert broken.where == (0, 2 * MIB)
     assert isinstance(ended[Ticket(2)], LoadRead)
     assert reading.pieces < 7
 
@@ -216,4 +248,4 @@ def test_only_the_last_piece_of_a_range_has_room_for_the_rest_of_its_block(file:
     assert pieces[-1].at + pieces[-1].room == end
     tight = cut(load(1, Range(0, 8 * MIB, MIB + 100, 0), room=MIB + 200), files)
     half = MIB // 2 + ALIGN
-    assert tight[-1] == Piece(file, 8 * MIB + half, MIB + 100 - half, half, MIB + 200 - half)
+    assert tight[-1] == Piece(0, file, 8 * MIB + half, MIB + 100 - half, half, MIB + 200 - half)
