@@ -98,7 +98,14 @@ def out_of_memory(stage: Stage) -> Ended:
 
 
 def read_failed(stage: Stage) -> Ended:
-    """As a failing card would: an error of the read, never a SIGBUS."""
+    """The kernel answers EIO to whoever reads where a process has no memory."""
+    model = stage.copy("gpt2")
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").symlink_to("/proc/self/mem")
+    return launch(stage.home, "--model", model, *PROMPT)
+
+
+def weights_changed(stage: Stage) -> Ended:
     model = stage.copy("big")
     with Launch(stage.home, "--model", model, *PROMPT, "--memory", "none") as run:
         run.wait_for(lambda run: len(run.out) > 3)
@@ -178,7 +185,8 @@ FAULTS: dict[type[HermesError], tuple[Callable[[Stage], Ended], str]] = {
     errors.CallTooLarge: (call_too_large, r"need [0-9.]+ MiB, but [0-9.]+ MiB are reserved, .*raise --context"),
     errors.MissingPackage: (missing_package, r"images need Pillow, which is not installed; run `pip install pillow`"),
     errors.OutOfMemory: (out_of_memory, r"no address space for [0-9]+ MiB of slots: Cannot allocate.*; lower --memory"),
-    errors.ReadFailed: (read_failed, r"model\.safetensors .*; check the disk"),
+    errors.ReadFailed: (read_failed, r"model\.safetensors cannot be read: Input/output error; check the disk"),
+    errors.WeightsChanged: (weights_changed, r"model\.safetensors was truncated from .*; let nothing write"),
     errors.DownloadFailed: (download_failed, r"org/name cannot be downloaded: .*; check the disk's free space"),
     errors.WriteFailed: (write_failed, r"standard output cannot be written: No space left on device; see where"),
     errors.BadMessage: (bad_message, r"compute described [0-9]+ of [0-9]+ units, or others than it named"),
