@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MIB = 1 << 20
+TOPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # v1, v2
+LEFT_S = 10.0  # until the last process that was in it is gone
 # Takes memory in that cgroup until the kernel has killed somebody there, maybe itself. As shared memory, which counts
 # for the cgroup and hardly for who fills it: others there are taken first.
 CROWDER = """
@@ -22,6 +28,35 @@ fd = os.memfd_create("crowd")
 while kills() == before:
     os.write(fd, bytes(1 << 20))
 """
+
+
+@contextmanager
+def memory_group(name: str, mib: int) -> Iterator[Path | None]:
+    """A memory cgroup of so much, without swap; None where we may not make one."""
+    for top in TOPS:
+        folder = top / f"hermes-{name}-{os.getpid()}"
+        if not (top / "cgroup.procs").exists():
+            continue
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if any((folder / one).exists() for one in ("memory.max", "memory.limit_in_bytes")):
+            limit(folder, mib)
+            try:
+                yield folder
+            finally:
+                _remove(folder)
+            return
+        folder.rmdir()
+    yield None
+
+
+def _remove(folder: Path) -> None:
+    deadline = time.monotonic() + LEFT_S
+    while (folder / "cgroup.procs").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    folder.rmdir()
 
 
 def limit(cgroup: Path, mib: int) -> None:
