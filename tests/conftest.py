@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-MEMORY_CGROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # v1, v2
 # What libraries keep open for good once they have used it.
 KEPT_OPEN = ("/dev/urandom", "/dev/null", "/dev/pts/", "/dev/tty")
 
@@ -85,19 +84,9 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def memory_cgroup() -> Iterator[Path]:
     """A memory cgroup of 64 MiB without swap; skips where we may not make one."""
-    for top in MEMORY_CGROUPS:
-        folder = top / f"hermes-test-{os.getpid()}"
-        if not (top / "cgroup.procs").exists():
-            continue
-        try:
-            folder.mkdir()
-        except OSError:
-            continue
-        limits = [folder / name for name in ("memory.max", "memory.limit_in_bytes") if (folder / name).exists()]
-        for limit in limits:
-            limit.write_text(str(64 << 20))
-            yield folder
-        folder.rmdir()
-        if limits:
-            return
-    pytest.skip("no memory cgroup can be made here")
+    from memory_groups import memory_group
+
+    with memory_group("test", 64) as folder:
+        if folder is None:
+            pytest.skip("no memory cgroup can be made here")
+        yield folder

@@ -20,6 +20,7 @@ class Accounting:
         self._crew, self._compute_name, self._exactly = crew, compute_name, exactly
         self._file_shares: dict[int, float] = {}
         self._faults: dict[int, int] = {}
+        self.largest: dict[str, int] = {}  # the sample whose total was most, since compute's present process began
         self._taken_nbytes = self._base_nbytes = self._reserve_nbytes = 0
         self._next_s = 0.0
 
@@ -50,7 +51,13 @@ class Accounting:
                 self._file_shares[pid] = min(1.0, exact.file_nbytes / max(1, quick.file_nbytes))
             found[name] = quick.private_nbytes + int(self._file_shares[pid] * quick.file_nbytes) + quick.tables_nbytes
         self._taken_nbytes = found.get(self._compute_name, 0)
+        if sum(found.values()) > sum(self.largest.values()):
+            self.largest = found
         return found, exactly
+
+    def compute_began(self, pid: int) -> None:
+        """This process computes from now on."""
+        self.compute, self.largest = pid, {}
 
     def faults(self) -> int:
         """How often our processes have waited for a page from a disk since this was last asked."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from hermes_mp.agents.front import Front
 from hermes_mp.core.budget import LAST_NBYTES, MIN_SLOTS, Spare
 from hermes_mp.core.squeeze import Squeeze, reserve_nbytes
-from hermes_mp.host.ceilings import Ceilings
+from hermes_mp.host.ceilings import Ceiling, Ceilings
 
 # Between two looks; each costs 0.1 ms. The kernel's pressure stall information would not be sooner: it speaks once
 # memory is being taken back, and where there is nothing to take back the next thing is an OOM kill.
@@ -42,6 +42,10 @@ class Adapting:
         """The budget is divided, into so many slots; as far as memory goes there may be `most`."""
         self._squeeze.plan(slots, slot_nbytes, most)
         self._next_ns = 0
+
+    def tightest(self) -> Ceiling:
+        """The limit that would be met first."""
+        return min(self._ceilings.look(), key=lambda one: one.free_nbytes)
 
     def refused(self, slots: int) -> None:
         """There was no memory for more than so many."""

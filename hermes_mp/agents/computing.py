@@ -9,17 +9,27 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from hermes_mp.core.lifecycle import KILL_NS, Again, Happened, Over, Solo
 from hermes_mp.host import environment
-from hermes_mp.host.children import COMPUTE_OOM_SCORE, Child, spawn
+from hermes_mp.host.children import Child, spawn
 from hermes_mp.host.wire import Hub, Peer, Poller
 from hermes_mp.ids import Epoch
 from hermes_mp.messages import StopCompute
 
 GONE_S = KILL_NS / 1e9  # how long one that was killed is waited for
 CALLER = Peer("compute", 0, 1)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How compute ended, whether for lack of memory, and, unless it was started again, that it is over."""
+
+    cause: str
+    starved: bool
+    over: Over | None
 
 
 class Computing:
@@ -98,11 +108,8 @@ class Computing:
             self._poller.forget(fd)
         return True
 
-    def reap(self) -> tuple[str, Over | None] | None:
-        """Its pidfd became readable: how it ended, and, unless it was started again, that it is over.
-
-        None where it lives: the descriptor that was readable had been another's.
-        """
+    def reap(self) -> Ended | None:
+        """Its pidfd became readable; None where it lives: the descriptor that was readable had been another's."""
         assert self._child is not None
         pidfd = self._child.pidfd
         self._poller.forget(pidfd)
@@ -111,6 +118,7 @@ class Computing:
             self._poller.watch(pidfd)
             return None
         self._hear_out()
+        starved = self._child.starved
         if self._child.last_words:
             cause += f', its last words: "{self._child.last_words}"'
         what = self._life.handle(self._life.epoch, Happened.EXITED, time.monotonic_ns())
@@ -119,9 +127,9 @@ class Computing:
             try:
                 self._spawn(what.epoch)
             except OSError as error:
-                return cause, Over(f"it cannot be started again: {error.strerror}")
-            return cause, None
-        return cause, what if isinstance(what, Over) else Over("")
+                return Ended(cause, starved, Over(f"it cannot be started again: {error.strerror}"))
+            return Ended(cause, starved, None)
+        return Ended(cause, starved, what if isinstance(what, Over) else Over(""))
 
     def kill(self) -> None:
         """It is of no use any more; the kernel says when it is gone."""
@@ -155,7 +163,7 @@ class Computing:
         self._outbox.clear()
         words = [json.dumps(self._settings | {"epoch": epoch})]
         self._child = spawn(
-            "hermes_mp.agents.compute", "hermes: compute", words, self._fds, COMPUTE_OOM_SCORE,
+            "hermes_mp.agents.compute", "hermes: compute", words, self._fds,
             env=environment.for_computing(), hear=True,
         )  # fmt: skip
         self._poller.watch(self._child.pidfd)

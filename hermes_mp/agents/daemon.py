@@ -42,6 +42,7 @@ from hermes_mp.core.pipeload import (
     Tick,
 )
 from hermes_mp.core.report import counted
+from hermes_mp.core.shortage import Shortage
 from hermes_mp.core.stillness import Stillness
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import (
@@ -190,7 +191,7 @@ class Daemon:
                 self.mind = None  # compute's own figures will tell; a guess refuses nobody
         if not self.settings.has_caller:
             self.compute.start(self._compute_settings(), (self._quarters.death.read_fd, self.arena.fd))
-            self.accounting.compute = self.compute.pid
+            self.accounting.compute_began(self.compute.pid)
 
     def run(self) -> None:
         """Work until the front or compute ends the run; raises the error that ended it."""
@@ -438,22 +439,33 @@ class Daemon:
         ended = self.compute.reap()
         if ended is None:
             return
-        cause, over = ended
-        if over is not None:
-            why = f": {over.why}" if over.why else ""
-            epoch = self.compute.peer.epoch
-            text = f"compute (epoch {epoch}) ended ({cause}){why}"
-            self.end(ComputeLost(text, "see above; with too little memory lower --context"))
+        cause, attempt = ended.cause, "see above; with too little memory lower --context"
+        if ended.starved:
+            shortage = self._shortage()
+            cause, attempt = f"{cause}: {shortage.story()}", shortage.attempt()
+        if ended.over is not None:
+            why = f": {ended.over.why}" if ended.over.why else ""
+            self.end(ComputeLost(f"compute (epoch {self.compute.peer.epoch}) ended ({cause}){why}", attempt))
             return
         before = self.compute.peer.epoch - 1
         self.front.say(f"compute (epoch {before}) ended ({cause}); it is started again, and repeats the request")
-        self.accounting.compute = self.compute.pid
+        self.accounting.compute_began(self.compute.pid)
         self._described = [], []
         self._leased.clear()
         self.divided = False
         self._feed(ComputeGone())
         self._leave_room_to_start()
         self.front.compute_restarted()
+
+    def _shortage(self) -> Shortage:
+        """Compute has just been killed for lack of memory: what it took shows in what is free of a limit by now."""
+        took = {**self.accounting.largest, "slots": self.arena.allocated_nbytes()}
+        left, _ = self.accounting.sample()
+        limit = self.adapting.tightest()
+        others = max(0, limit.limit_nbytes - limit.free_nbytes - sum(left.values()) - took["slots"])
+        return Shortage(
+            limit.name, limit.limit_nbytes, others, took, self.slots.budget_nbytes, starting=not self.divided
+        )
 
     def _judge_compute(self) -> None:
         """End the run where our compute process has work, and what it works on, and does nothing."""

@@ -20,7 +20,7 @@ from hermes_mp.core.profile import ModelProfile
 from hermes_mp.errors import ComputeLost, HermesError, revived
 from hermes_mp.host import environment
 from hermes_mp.host.checkpoint import find_checkpoint
-from hermes_mp.host.children import COMPUTE_OOM_SCORE, DeathPipe, spawn
+from hermes_mp.host.children import DeathPipe, spawn
 from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
 
 
@@ -47,7 +47,7 @@ def profile_in_own_process(settings: ProfilerSettings, say: Callable[[str], None
         words = {"settings": asdict(settings), "parent_pid": os.getpid(), "death_fd": death.read_fd, "fd": write_fd}
         fds = (death.read_fd, write_fd)
         child = spawn(
-            "hermes_mp.agents.profiler", "hermes: profiler", [json.dumps(words)], fds, COMPUTE_OOM_SCORE,
+            "hermes_mp.agents.profiler", "hermes: profiler", [json.dumps(words)], fds,
             env=environment.for_computing(),
         )  # fmt: skip
         os.close(write_fd)

@@ -138,6 +138,15 @@ class _File:
             self._fd = -1
 
 
+def own_oom_kills(root: str = "") -> int:
+    """How many processes of our own memory cgroup the kernel has killed for want of memory; v2 adds those below it."""
+    for folder, version in _cgroups(root):
+        name = "memory.events" if version == 2 else "memory.oom_control"
+        found = re.search(r"^oom_kill (\d+)$", "\n".join(_lines(f"{folder}/{name}")), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0
+
+
 def _cgroups(root: str) -> Iterator[tuple[str, int]]:
     """(folder, version) of our memory cgroup and of every one above it that can be seen from here."""
     paths: dict[str, str] = {}  # controllers -> path, as this process is named in the hierarchy

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from hermes_mp.host import memory, procstat
 
 # The kernel kills the highest score first: a lost loader costs a read, a lost compute a pass, a lost daemon the run.
-LOADER_OOM_SCORE = 900
+# The score counts in thousandths of the limit beside what a process has mapped: with less than 1000 a compute that has
+# most of a small cgroup would be taken before its loaders. It and the daemon keep the score that we were started with.
+LOADER_OOM_SCORE = 1000
 VOICE_NBYTES, VOICE_KEPT, LAST_WORDS_CHARS = 1 << 16, 4096, 200
-COMPUTE_OOM_SCORE = 500
 PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Not `-m`: it imports runpy (4 ms) and puts the current directory first on the path, where any file may lie.
 BOOTSTRAP = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); from {} import main; sys.exit(main(sys.argv[1:]))"
@@ -37,8 +38,9 @@ class Child:
     pid: int
     pidfd: int
     _process: subprocess.Popen[bytes] = field(repr=False)
-    _oom_kills: int = field(repr=False)
+    _oom_kills: tuple[int, int] = field(repr=False)
     voice_fd: int = -1  # becomes readable when it has written to standard output or error; `hear` it then
+    starved: bool = False  # it has ended, for lack of memory
     _heard: bytes = b""
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -119,8 +121,12 @@ class Child:
         if code >= 0:
             return f"exit code {code}"
         text = f"killed by {signal.Signals(-code).name}"
-        if -code == signal.SIGKILL and memory.oom_kills() > self._oom_kills:
-            text += ", probably by the kernel for want of memory"
+        if -code == signal.SIGKILL:
+            anywhere, here = (now - before for now, before in zip(memory.oom_kills(), self._oom_kills, strict=True))
+            self.starved = anywhere > 0 or here > 0
+            if here > 0:
+                return "killed by the kernel for lack of memory"
+            text += ", probably by the kernel for lack of memory" if anywhere > 0 else ""
         return text
 
 

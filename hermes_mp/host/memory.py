@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from hermes_mp.host import procstat
-from hermes_mp.host.ceilings import Ceilings
+from hermes_mp.host.ceilings import Ceilings, own_oom_kills
 
 SHARED_PATHS = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage")
 QUICK_FIELDS = re.compile(rb"^(RssAnon|RssFile|VmPTE):\s+(\d+) kB$", re.MULTILINE)
@@ -110,12 +110,17 @@ def available_nbytes() -> int:
         return max(0, min(ceiling.free_nbytes for ceiling in ceilings.look()))
 
 
-def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since boot, in whatever cgroup."""
-    for line in _lines("/proc/vmstat"):
-        if line.startswith("oom_kill "):
-            return int(line.split()[1])
-    return 0
+def oom_kills() -> tuple[int, int]:
+    """How many processes the kernel has killed for want of memory: in whatever cgroup since boot, and in ours.
+
+    The latter is 0 where it cannot be told, as of v2's root.
+    """
+    return _field("/proc/vmstat", "oom_kill"), own_oom_kills()
+
+
+def _field(path: str, name: str) -> int:
+    """Of a file of 'name 123' lines."""
+    return next((int(line.split()[1]) for line in _lines(path) if line.startswith(f"{name} ")), 0)
 
 
 def _lines(path: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hermes_mp.host import memory
-from hermes_mp.host.ceilings import Ceilings
+from hermes_mp.host.ceilings import Ceilings, own_oom_kills
 
 MIB = 1 << 20
 LOOK_S = 0.0002
@@ -54,6 +54,13 @@ def stat(inactive: int = 0, active: int = 0, mapped: int = 0, shared: int = 0) -
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
+
+
+def test_how_many_of_our_own_group_were_killed(tree: Tree) -> None:
+    assert own_oom_kills(str(tree.root)) == 0
+    tree.group("a/b", events={"low": 0, "oom": 9, "oom_kill": 3, "oom_group_kill": 1})
+    tree.group("a", events={"oom_kill": 7})
+    assert own_oom_kills(str(tree.root)) == 3
 
 
 def test_without_cgroups_the_machine_is_the_limit(tree: Tree) -> None:

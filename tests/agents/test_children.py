@@ -152,7 +152,7 @@ def test_an_end_makes_the_pidfd_readable(modules: Path, pipe: tuple[int, int]) -
 
 def test_an_out_of_memory_kill_is_named(modules: Path, pipe: tuple[int, int], memory_cgroup: Path) -> None:
     child = run("eat", pipe, str(memory_cgroup))
-    assert child.reap(DEADLINE_S) == "killed by SIGKILL, probably by the kernel for want of memory"
+    assert child.reap(DEADLINE_S) == "killed by SIGKILL, probably by the kernel for lack of memory"
 
 
 def start_parent(modules: Path, how: str, up: int) -> tuple[subprocess.Popen[str], int]:

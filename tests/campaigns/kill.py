@@ -1,5 +1,6 @@
 """Random SIGKILL of loaders and compute in whatever state they are: no wrong answer, no hang, nothing left.
 
+Some are killed by the kernel instead, for lack of memory: in a small cgroup, where somebody else takes it all.
 Every run of it is drawn from the seed and its number alone, so that any can be repeated; which state a victim is in
 when the signal comes is the machine's to say, and is written down. A run has as many faults as restarts are allowed.
 """
@@ -10,16 +11,20 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from campaigns.common import PROMPTS, Campaign, Failed, Record, bound, pause, signalled, status_of
 from launching import Ended, Launch
+from memory_groups import crowd_out, memory_group
 
 COMPUTE_KILLS, LOADER_KILLS = 3, 4  # of a run, and for each of its loaders
 RESTARTS = 5  # of one loader within 30 s
 HANG_S = 60.0  # without an answer
 REPLACED_S = 10.0
 LONGEST_WAIT_S = 0.25
+OOM_SHARE = 0.1  # of the faults, where we may make memory cgroups
+OOM_MIB = 16
 STOPPING_SHARE = 0.2  # of the runs are hit once more while they end
 
 
@@ -69,25 +74,44 @@ class KillCampaign(Campaign):
             counts[name] = counts.get(name, 0) + 1
         return {
             "faults": len(faults), "runs": sum("code" in one for one in records), "by": dict(sorted(counts.items())),
+            "oom": sum(one.get("by") == "oom" for one in faults),
             "replaced_s": {"median": statistics.median(replaced), "most": max(replaced)} if replaced else None,
             "bound_95": bound(len(faults)),
         }  # fmt: skip
 
     def _kill(self, run: Launch, role: str, chance: random.Random) -> Record | None:
         """Kill one; None where there is none at this moment. Of a loader also how long until another one is up."""
+        how = "oom" if chance.random() < OOM_SHARE else "SIGKILL"
         status = status_of(run)
         if role == "compute":
             pid, state = compute_of(run, status)
-            return {"role": role, "state": state} if pid and signalled(pid) else None
+            return {"role": role, "state": state, "by": how} if pid and killed(pid, how) else None
         loaders = [] if status is None else [one for one in status["loaders"] if one["restarts"] < RESTARTS]
         if status is None or not loaders:
             return None
         loader = chance.choice(loaders)
-        if not signalled(loader["pid"]):
-            return None
         killed_s = time.monotonic()
+        if not killed(loader["pid"], how):
+            return None
         wait_replaced(run, loader["number"], loader["restarts"])
-        return {"role": role, "state": state_of(loader, status), "replaced_s": round(time.monotonic() - killed_s, 3)}
+        took = {"replaced_s": round(time.monotonic() - killed_s, 3)} if how == "SIGKILL" else {}
+        return {"role": role, "state": state_of(loader, status), "by": how, **took}
+
+
+def killed(pid: int, how: str) -> bool:
+    """Whether it was still there to be killed."""
+    if how == "SIGKILL":
+        return signalled(pid)
+    with memory_group("campaign", OOM_MIB) as group:
+        if group is None:
+            return signalled(pid)
+        try:
+            Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+            (group / "cgroup.procs").write_text(str(pid))
+        except OSError:  # it has ended
+            return False
+        crowd_out(group)
+    return True
 
 
 def compute_of(run: Launch, status: dict[str, Any] | None) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """SIGSTOP of a loader, for a while or for ever, then SIGCONT even of one that was worked around: no hang, no old byte.
 
-What a loader that wakes up late still writes, it writes into a slot that is lent to it: no answer changes.
+What a loader that wakes up late still writes, it writes into a slot that is lent to it: no answer changes. One that
+sleeps for too long is killed and replaced: deadlines are short here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from campaigns.kill import HANG_S, check
 from launching import Launch
 
 FAULTS = 4  # of a run
-LONGEST_S = 4.0  # the soft deadline is 2 s
+DEADLINES = ("--soft-deadline", 0.2, "--hard-deadline", 1.5)
+LONGEST_S = 2.5
 FOR_EVER = 0.3  # of them are woken up only when the run is to end
 
 
@@ -27,14 +29,14 @@ class StopCampaign(Campaign):
         chance = ground.chance(number)
         expected: list[str] = []
         asleep: list[int] = []
-        with Launch(ground.home(number), *ground.words(chance.randint(2, 3)), lines=True) as run:
+        with Launch(ground.home(number), *ground.words(chance.randint(2, 3)), *DEADLINES, lines=True) as run:
             for _ in range(FAULTS):
                 prompt = chance.choice(PROMPTS)
                 run.write(prompt + "\n")
                 expected.append(ground.answers[prompt])
                 pause(run, chance.uniform(0, 0.3))
                 victim = self._victim(run, chance, asleep)
-                seconds = None if chance.random() < FOR_EVER else chance.uniform(1.0, LONGEST_S)
+                seconds = None if chance.random() < FOR_EVER else chance.uniform(0.1, LONGEST_S)
                 if victim is not None and signalled(victim[0], signal.SIGSTOP):
                     if seconds is None:
                         asleep.append(victim[0])
@@ -51,13 +53,15 @@ class StopCampaign(Campaign):
                 signalled(pid, signal.SIGCONT)
             ended = run.ended()
         check(ended, expected)
-        yield ground.record(number, answers=len(expected), code=ended.code)
+        hung = ended.err.count("is killed: no progress for")
+        yield ground.record(number, answers=len(expected), code=ended.code, killed=hung)
 
     def summary(self, records: list[Record]) -> Record:
         """How many were stopped for a while, and for ever."""
         faults = [one for one in records if "role" in one]
         return {
             "faults": len(faults), "runs": sum("code" in one for one in records),
+            "killed": sum(one.get("killed", 0) for one in records),
             "for_ever": sum(one["stopped_s"] is None for one in faults),
             "reading": sum(one["state"] == "mid-read" for one in faults), "bound_95": bound(len(faults)),
         }  # fmt: skip

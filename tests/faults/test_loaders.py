@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from campaigns.common import status_of
 from launching import Launch, launch
 
 # Without a budget: a window, so that all units are read in every pass.
@@ -79,3 +80,40 @@ def test_all_loaders_hang_and_wake_up(models: Path, home: Path, answer: str) -> 
             run.send(pid, signal.SIGCONT)
         ended = run.ended()
     assert (ended.code, ended.out) == (0, answer)
+
+
+def test_a_run_without_one_of_its_loaders_is_degraded(models: Path, home: Path) -> None:
+    """One that dies again and again is given up for good; that shows while it runs, and in its report."""
+    why = "without loader 0: it died 6 times within 30 s"
+    words = ("--model", models / "big", *ARGUMENTS[2:], "--loaders", 2, "--json")
+    with Launch(home, *words, lines=True) as run:
+        run.wait_for(lambda run: "compute" in run.err or len(run.loaders()) == 2)
+
+        def kill_the_first(run: Launch) -> bool:
+            for pid, title in run.processes().items():
+                if title == "hermes: loader 0":
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            return "going on with 1 loader: loader 0" in run.err
+
+        run.wait_for(kill_the_first)
+        run.wait_for(lambda run: (status_of(run) or {}).get("degraded") == [why])
+        run.write("the ship\n")
+        ended = run.ended()
+    assert ended.code == 0
+    assert ended.object["report"]["degraded"] == [why]
+
+
+def test_a_loader_that_hangs_for_too_long_is_killed(models: Path, home: Path, answer: str) -> None:
+    """Its deadlines can be set; the line says that it was stopped."""
+    deadlines = ("--soft-deadline", 0.1, "--hard-deadline", 1.0)
+    with Launch(home, "--model", models / "big", *ARGUMENTS[2:], *deadlines, "--loaders", 2, lines=True) as run:
+        run.write("the ship\n")
+        run.wait_for(lambda run: run.out and len(run.loaders()) == 2)
+        run.send(run.loaders()[0], signal.SIGSTOP)
+        run.write("the ship\n")
+        run.wait_for(lambda run: "; it is replaced" in run.err)
+        ended = run.ended()
+    assert (ended.code, ended.out) == (0, answer * 2)
+    line = r"loader 0 is killed: no progress for [12]\.[0-9] s while loading unit \d+; it is stopped\n"
+    assert re.search(line, ended.err), ended.err
