@@ -116,13 +116,18 @@ class UnitLoaded:
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """The unit could not be read; `text` is one clear line, `exit_code` that of the error it stands for."""
+    """The unit could not be read; `text` is one clear line, `exit_code` that of the error it stands for.
+
+    `offset`: the byte of file number `file` where a read failed; 0, where no tensor can be, if none did.
+    """
 
     loader: LoaderNo
     epoch: Epoch
     ticket: Ticket
     exit_code: int
     text: str
+    file: int = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ compute is the caller. Everything it decides is decided in `core`; what is shown
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -40,7 +41,16 @@ from hermes_mp.core.pipeload import (
 from hermes_mp.core.report import counted
 from hermes_mp.core.stillness import Stillness
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
-from hermes_mp.errors import BadMessage, ComputeLost, HermesError, LoadersLost, OutOfMemory, ReadFailed, revived
+from hermes_mp.errors import (
+    BadMessage,
+    ComputeLost,
+    HermesError,
+    LoadersLost,
+    OutOfMemory,
+    ReadFailed,
+    SystemCallFailed,
+    revived,
+)
 from hermes_mp.host import unitcache
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.scheduling import take_short_turns
@@ -205,14 +215,16 @@ class Daemon:
 
     def close(self) -> None:
         """End all children, remove the run directory, free the arena."""
-        self.compute.ask_to_stop()
-        for number, epoch in self.crew.members():
-            self.hub.send(Peer("loader", number, epoch), StopLoader())
-        self.crew.stop(LEAVE_S)
-        self.compute.close(LEAVE_S if self.over is True else 0.0)
-        self.hub.close(last_words=self.settings.has_caller)
-        self.adapting.close()
-        self._quarters.close()
+        with contextlib.ExitStack() as after:  # whatever fails of it, the rest is done
+            after.callback(self._quarters.close)
+            after.callback(self.adapting.close)
+            after.callback(self.hub.close, last_words=self.settings.has_caller)
+            after.callback(self.compute.close, LEAVE_S if self.over is True else 0.0)
+            after.callback(self.crew.stop, LEAVE_S)
+            with contextlib.suppress(SystemCallFailed):  # who cannot be told is killed
+                self.compute.ask_to_stop()
+                for number, epoch in self.crew.members():
+                    self.hub.send(Peer("loader", number, epoch), StopLoader())
 
     # --- the loop
 
@@ -224,6 +236,10 @@ class Daemon:
 
     def _turn(self) -> None:
         self.compute.flush()
+        self.crew.turn()
+        why_over = self.compute.turn()
+        if why_over is not None:
+            self._lose_compute(f"compute (epoch {self.compute.peer.epoch}): {why_over}")
         self._adapt()
         self._add_slot()
         if self.mind is not None:
@@ -303,11 +319,17 @@ class Daemon:
                 self.front.loaded(message, unit)
             self._feed(message)
         elif isinstance(message, LoadFailed):
-            self._loading.pop(message.ticket, None)
-            self._feed(message)
+            self._feed(self._with_tensor(message, self._loading.pop(message.ticket, None)))
         elif isinstance(message, LoaderFailed):
             self.front.say(f"loader {message.loader} cannot start: {message.text}")
             self.crew.happened(message.loader, message.epoch, Happened.SAID_FAILED)
+
+    def _with_tensor(self, failed: LoadFailed, unit: UnitNo | None) -> LoadFailed:
+        """A loader knows no tensors: say of which one it could not read a byte."""
+        name = self.settings.checkpoint.tensor_at(failed.file, failed.offset)
+        if not name or unit is None:
+            return failed
+        return replace(failed, text=clip(f"{failed.text} (in {name}, of unit {unit})"))
 
     def _name_files(self, peer: Peer) -> None:
         plan = self.plan
@@ -376,18 +398,16 @@ class Daemon:
 
     def _compute_ended(self) -> None:
         """It is replaced where that is allowed: the weights that lie in slots stay there."""
+        epoch = self.compute.peer.epoch
         ended = self.compute.reap()
         if ended is None:
             return
         cause, over = ended
         if over is not None:
             why = f": {over.why}" if over.why else ""
-            epoch = self.compute.peer.epoch
-            text = f"compute (epoch {epoch}) ended ({cause}){why}"
-            self.end(ComputeLost(text, "see above; with too little memory lower --context"))
+            self._lose_compute(f"compute (epoch {epoch}) ended ({cause}){why}")
             return
-        before = self.compute.peer.epoch - 1
-        self.front.say(f"compute (epoch {before}) ended ({cause}); it is started again, and repeats the request")
+        self.front.say(f"compute (epoch {epoch}) ended ({cause}); it is started again, and repeats the request")
         self.accounting.compute = self.compute.pid
         self._described = [], []
         self._leased.clear()
@@ -395,6 +415,9 @@ class Daemon:
         self._feed(ComputeGone())
         self._leave_room_to_start()
         self.front.compute_restarted()
+
+    def _lose_compute(self, text: str) -> None:
+        self.end(ComputeLost(text, "see above; with too little memory lower --context"))
 
     def _judge_compute(self) -> None:
         """End the run where our compute process has work, and what it works on, and does nothing."""

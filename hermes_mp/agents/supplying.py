@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from hermes_mp.core.leasing import Action, GiveUp, Leasing
 from hermes_mp.core.unitlist import UnitList
-from hermes_mp.errors import DaemonLost, HermesError, revived
+from hermes_mp.errors import DaemonLost, HermesError, SystemCallFailed, revived
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
 from hermes_mp.host.wire import Link
@@ -196,7 +196,7 @@ class LinkedSupply:
             raise self._lost
         try:
             self._link.send(message)
-        except DaemonLost as error:
+        except (DaemonLost, SystemCallFailed) as error:
             self._lost = error
             raise
 
@@ -218,6 +218,9 @@ class LinkedSupply:
         except DaemonLost as error:
             self._lost = DaemonLost(f"the daemon ended: {self._said}", "") if self._said else error
             raise self._lost from None
+        except SystemCallFailed as error:
+            self._lost = error
+            raise
         if message is None:
             return False
         if isinstance(message, UnitReady | RecallUnit):

@@ -36,11 +36,13 @@ class LoadRead:
 
 @dataclass(frozen=True)
 class LoadBroken:
-    """A load could not be read, and nothing writes to its slot any more."""
+    """A load could not be read, and nothing writes to its slot any more; `file` and `offset` as in `LoadFailed`."""
 
     ticket: Ticket
     exit_code: int
     text: str
+    file: int = 0
+    offset: int = 0
 
 
 Event = OpenFile | LoadUnit | StopLoader | OpenFailed | LoadRead | LoadBroken
@@ -112,7 +114,10 @@ class Loading:
         if isinstance(event, LoadBroken):
             if self._under_way.pop(event.ticket, None) is None:
                 return []
-            return [self._failed(event.ticket, event.exit_code, event.text), *self._leave()]
+            failed = LoadFailed(
+                self._loader, self._epoch, event.ticket, event.exit_code, event.text, event.file, event.offset
+            )
+            return [Send(failed), *self._leave()]
         if isinstance(event, OpenFile):
             self._files[event.file] = event
             self._bad_files.pop(event.file, None)

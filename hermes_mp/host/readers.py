@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from hermes_mp.core.layout import ALIGN, aligned_up
 from hermes_mp.core.loading import READERS, LoadBroken, LoadRead
-from hermes_mp.errors import MachineError
+from hermes_mp.errors import MachineError, ReadFailed
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
 from hermes_mp.messages import LoadUnit, Ticket
@@ -41,6 +41,7 @@ class Piece:
     nbytes: int
     at: int
     room: int
+    number: int = 0  # the file's
 
 
 @dataclass
@@ -51,6 +52,7 @@ class _Reading:
     direct: bool = True
     started_ns: int = 0
     failure: MachineError | None = None
+    failed_file: int = 0
 
 
 class Readers:
@@ -149,7 +151,8 @@ class Readers:
         load.left -= 1
         load.direct = load.direct and piece.file.direct
         if failure is not None:
-            load.failure = load.failure or failure
+            if load.failure is None:
+                load.failure, load.failed_file = failure, piece.number
             if load.waiting:  # nobody needs the rest
                 load.left -= len(load.waiting)
                 load.waiting.clear()
@@ -161,7 +164,9 @@ class Readers:
         if load.failure is None:
             self._ended.append(LoadRead(load.ticket, load.direct, load.started_ns))
         else:
-            self._ended.append(LoadBroken(load.ticket, load.failure.exit_code, str(load.failure)))
+            offset = load.failure.offset if isinstance(load.failure, ReadFailed) else 0
+            failed = LoadBroken(load.ticket, load.failure.exit_code, str(load.failure), load.failed_file, offset)
+            self._ended.append(failed)
         while self._under_way and not self._under_way[0].left:
             self._under_way.popleft()
         self._idle.notify_all()
@@ -193,5 +198,5 @@ def cut(load: LoadUnit, files: dict[int, OpenedFile]) -> Sequence[Piece]:
             nbytes = min(each, one.nbytes - done)
             at = one.at + done
             room = end - at if done + nbytes == one.nbytes else nbytes
-            pieces.append(Piece(file.reader, one.offset + done, nbytes, load.base + at, room))
+            pieces.append(Piece(file.reader, one.offset + done, nbytes, load.base + at, room, one.file))
     return pieces

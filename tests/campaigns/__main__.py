@@ -26,7 +26,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="one JSON object a line: every fault, every run")
     options = parser.parse_args()
     kind, full, _ = CAMPAIGNS[options.campaign]
-    count = options.count or full
     with tempfile.TemporaryDirectory(prefix="hermes-campaign-") as name:
         folder = Path(name)
         runtime = folder / "run"
@@ -35,9 +34,11 @@ def main() -> int:
         (folder / "models").mkdir()
         make_models(folder / "models")
         campaign = kind(folder / "models" / "big", folder, options.seed)
+        count = options.count or full
         records: list[Record] = []
-        number = options.run or 0
-        while options.run in (None, number) and sum("role" in one for one in records) < count:
+        for number in campaign.numbers() if options.run is None else (options.run,):
+            if count is not None and sum("role" in one for one in records) >= count:
+                break
             try:
                 for record in campaign.run(number):
                     records.append(record)
@@ -47,7 +48,6 @@ def main() -> int:
             except AssertionError as error:  # Failed, or what the harness asserts of every run
                 print(f"{options.campaign}, seed {options.seed}, run {number}: {error}", file=sys.stderr)
                 return 1
-            number += 1
         print(json.dumps({"campaign": options.campaign, "seed": options.seed, **campaign.summary(records)}))
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -55,6 +56,10 @@ class Campaign:
 
     def __init__(self, model: Path, folder: Path, seed: int) -> None:
         self._ground = Ground(self.name, model, folder, seed)
+
+    def numbers(self) -> Iterator[int]:
+        """Of its runs."""
+        return itertools.count()
 
     def run(self, number: int) -> Iterator[Record]:
         """Raises Failed with what was seen."""

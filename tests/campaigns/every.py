@@ -1,7 +1,8 @@
-"""All campaigns by name, with the faults of a full one and of CI's sample."""
+"""All campaigns by name, with the faults of a full one (None: as many as there are) and of CI's sample."""
 
 from __future__ import annotations
 
+from campaigns.calls import CallsCampaign
 from campaigns.daemon import DaemonCampaign
 from campaigns.end import EndCampaign
 from campaigns.kill import KillCampaign
@@ -12,4 +13,5 @@ CAMPAIGNS = {
     "daemon": (DaemonCampaign, 200, 15),
     "stop": (StopCampaign, 200, 10),
     "end": (EndCampaign, 100, 10),
+    "calls": (CallsCampaign, None, 12),
 }
