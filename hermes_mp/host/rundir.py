@@ -149,10 +149,11 @@ def _make_locked(path: Path) -> int | None:
         return None
     try:
         lock_fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        path.rmdir()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # a sweeper took it as one that is half removed
+            path.rmdir()
+        if isinstance(error, FileNotFoundError):
+            return None
         raise
     try:
         for _ in range(LOOKS):
