@@ -53,7 +53,7 @@ class RunDirectory:
             if reason.errno in NOT_ITS_FAULT:
                 raise
             raise BadOption(f"no run directory in {base}: {reason.strerror}", "set TMPDIR to another one") from reason
-        raise InvariantBroken(f"{ATTEMPTS} fresh names in {base} were all taken")
+        raise BadOption(f"no run directory stays in {base}: somebody removes them", "set TMPDIR to another one")
 
     def remove(self) -> None:
         """Remove it with all it holds; may be called again, and after somebody else removed it."""

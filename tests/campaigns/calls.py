@@ -8,6 +8,7 @@ as if nothing had been, or ends with a documented exit code and a line that says
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -27,7 +28,9 @@ from launching import LAUNCH, Ended, Launch
 
 SHIM = Path(__file__).resolve().parent / "shim"
 ROOT = SHIM.parents[2]
-HANG_S = 10.0  # longer than it takes without a fault
+HANG_S = 10.0  # in which it says nothing, and takes next to no processor time
+IDLE_TICKS = 30  # in HANG_S: a daemon that only looks whether there is something to do takes some
+LONGEST_S = 150.0
 ONCE = 0.5  # of the faults happen once, the others for good
 # What each function may say by its man page. Not EINTR: Python and pyzmq ask again before we hear of it (PEP 475);
 # only libc's own functions, called by ctypes, hand it to us.
@@ -61,12 +64,26 @@ class Fault:
     how: str
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A run without a fault."""
+class Stillness:
+    """Of a run: whether it has done nothing for HANG_S."""
 
-    out: str
-    seconds: float
+    def __init__(self) -> None:
+        self._ticks: dict[int, int] = {}
+        self._since_s, self._mark = 0.0, (0, 0)
+        self._looked_s = 0.0
+
+    def look(self, run: Launch) -> bool:
+        if run.now_s < self._looked_s + 1:
+            return False
+        self._looked_s = run.now_s
+        for pid in run.processes():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                self._ticks[pid] = int(words[11]) + int(words[12])
+        ticks, nbytes = sum(self._ticks.values()), len(run.out) + len(run.err)
+        if nbytes != self._mark[1] or ticks > self._mark[0] + IDLE_TICKS:
+            self._since_s, self._mark = run.now_s, (ticks, nbytes)
+        return run.now_s > self._since_s + HANG_S or run.now_s > LONGEST_S
 
 
 class CallsCampaign(Campaign):
@@ -76,7 +93,7 @@ class CallsCampaign(Campaign):
         super().__init__(model, folder, seed)
         self._model, self._folder = model, folder
         self._codes = documented_codes()
-        self._seen: dict[str, Seen] = {}
+        self._whole: dict[str, str] = {}  # answers, by the kind of run
         sites: dict[str, tuple[str, int]] = {}
         for kind in ("first", "again", "api"):
             for site, calls in self._record(kind).items():
@@ -105,7 +122,7 @@ class CallsCampaign(Campaign):
             plan = {"site": fault.site, "how": how, "first": first, "forever": for_good, "fired": str(fired)}
             started_s = time.monotonic()
             try:
-                ended = self._launch(fault.kind, home, plan, self._seen[fault.kind].seconds * 2 + HANG_S)
+                ended = self._launch(fault.kind, home, plan)
                 self._check(ended, fault.kind)
             except AssertionError as failure:
                 raise Failed(f"{fault}, {'for good' if for_good else 'once'} from call {first} on: {failure}") from None
@@ -133,11 +150,12 @@ class CallsCampaign(Campaign):
 
     def _record(self, kind: str) -> dict[str, int]:
         """The places that a run of this kind comes by, and how often in one process, by powers of two."""
-        home = self._ground.home(0).with_name(f"calls-{kind}")
+        home = self._folder / f"calls-{kind}"
+        if kind != "first":
+            self._launch(kind, home.with_name(f"calls-{kind}-filling"), {"record": os.devnull}, self._cache_of(kind))
         record = home.with_suffix(".sites")
-        started_s = time.monotonic()
-        ended = self._launch(kind, home, {"record": str(record)}, 60.0)
-        self._seen[kind] = Seen(ended.out, time.monotonic() - started_s)
+        ended = self._launch(kind, home, {"record": str(record)})
+        self._whole[kind] = ended.out
         assert ended.code == 0, f"{kind} without a fault: {ended.err[-2000:]!r}"
         found: dict[str, int] = {}
         for line in record.read_text().splitlines():
@@ -147,15 +165,10 @@ class CallsCampaign(Campaign):
             assert ended.out == self._ground.answers[PROMPTS[0]] + "\n"
         return found
 
-    def _launch(self, kind: str, home: Path, plan: dict[str, object], limit_s: float) -> Ended:
-        cache = home.with_suffix(".cache")
-        if kind == "again":
-            filled = self._folder / "calls-filled"
-            words = (*self._ground.words(2), "--memory", "400MiB", "--prompt", PROMPTS[0])
-            if not filled.exists():
-                with Launch(filled.with_suffix(".home"), *words, env={"XDG_CACHE_HOME": str(filled)}) as run:
-                    assert run.ended().code == 0
-            shutil.copytree(filled, cache)
+    def _launch(self, kind: str, home: Path, plan: dict[str, object], filling: Path | None = None) -> Ended:
+        cache = filling or home.with_suffix(".cache")
+        if kind != "first" and filling is None:
+            shutil.copytree(self._cache_of(kind), cache)
         environment = {
             "PYTHONPATH": f"{SHIM}:{ROOT}", "XDG_CACHE_HOME": str(cache), CALLS: json.dumps(plan),
         }  # fmt: skip
@@ -166,10 +179,10 @@ class CallsCampaign(Campaign):
         elif kind == "again":
             words = (*words, "--memory", "400MiB")
         with Launch(home, *words, env=environment, program=program) as run:
-            run.wait_for(lambda run: run.now_s > limit_s or not run.is_running)
+            still = Stillness()
+            run.wait_for(lambda run: still.look(run) or not run.is_running)
             if run.is_running:
-                states = {title: Path(f"/proc/{pid}/wchan").read_text() for pid, title in run.processes().items()}
-                raise Failed(f"still there after {limit_s:.0f} s: {states} {run.out!r} {run.err[-2000:]!r}")
+                raise Failed(f"hangs after {run.now_s:.0f} s: {run.processes()} {run.out!r} {run.err[-2000:]!r}")
             ended = run.ended()
         left = [name for name in os.listdir(os.environ["XDG_RUNTIME_DIR"]) if name.startswith("hermes-mp-")]
         if left:
@@ -178,9 +191,12 @@ class CallsCampaign(Campaign):
             raise Failed(f"left behind: {left}, ended with {ended.code}: {ended.err[-2000:]!r}")
         return ended
 
+    def _cache_of(self, kind: str) -> Path:
+        return self._folder / f"calls-{kind}-cache"
+
     def _check(self, ended: Ended, kind: str) -> None:
         """The same answer, or a part of it and the reason why."""
-        whole = self._seen[kind].out
+        whole = self._whole[kind]
         if "Traceback" in ended.err:
             raise Failed(f"a traceback, exit code {ended.code}: {ended.err[-3000:]}")
         if ended.code == 0:

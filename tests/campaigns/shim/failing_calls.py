@@ -1,9 +1,9 @@
 """In a process of a run: writes down where hermes_mp makes system calls, or has one such place fail.
 
 A site is (role of the process, function, file, name of the caller, line): the innermost frame of hermes_mp, with none
-but the standard library's, pyzmq's and `host/retrying.py` between it and the call. What other packages open is not ours.
-`CALLS` holds what to do as JSON: {"record": FILE}, or {"site", "how", "first", "forever", "fired": FILE}. `how` is an
-errno or "short"; `first` counts the site's calls in a process; unless `forever` it fails once in all the run.
+but the standard library's, pyzmq's and `host/retrying.py` between it and the call. What others open is not ours.
+`CALLS` holds what to do as JSON: {"record": FILE}, or {"site", "how", "first", "forever", "fired": FILE}: `site` is its
+beginning, `how` an errno or "short"; `first` counts its calls in a process; unless `forever` it fails once in a run.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def site_of(function: str) -> str | None:
         at = path.rfind("/hermes_mp/")
         if at >= 0 and not path.endswith(RETRYING):
             return f"{_role} {function} {path[at + 1 :]} {frame.f_code.co_name} {frame.f_lineno}"
-        between = at >= 0 or path.startswith(BETWEEN) and "/site-packages/" not in path and path != subprocess.__file__
-        if not between and "/zmq/" not in path:
+        ours = at >= 0 or "/zmq/" in path
+        if not ours and (not path.startswith(BETWEEN) or "/site-packages/" in path or path == subprocess.__file__):
             return None
         frame = frame.f_back  # type: ignore[assignment]
     return None
@@ -85,7 +85,7 @@ def _failing(function: str) -> int | str | None:
         if count & (count - 1) == 0:
             _note(_plan["record"], f"{site} {count}\n", os.O_APPEND)
         return None
-    if site != _plan["site"] or count < _plan["first"]:
+    if not site.startswith(_plan["site"]) or count < _plan["first"]:
         return None
     if not _note(_plan["fired"], "", os.O_EXCL) and not _plan["forever"]:
         return None
