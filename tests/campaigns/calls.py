@@ -106,8 +106,14 @@ class CallsCampaign(Campaign):
         }
 
     def numbers(self) -> Iterator[int]:
-        """A fault's number is its own, as some places are come by in some runs only."""
-        return iter(sorted(self.faults))
+        """Every place once, then once more, and so on. A fault keeps its number: not all runs come by all places."""
+        seen: Counter[str] = Counter()
+        turns = []
+        for number in sorted(self.faults):
+            site = self.faults[number].site
+            turns.append((seen[site], number))
+            seen[site] += 1
+        return iter([number for _, number in sorted(turns)])
 
     def run(self, number: int) -> Iterator[Record]:
         """A fault that the run did not come by is tried again at the first call; a place may be one of some runs."""
