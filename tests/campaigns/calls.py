@@ -1,7 +1,7 @@
 """System calls of ours that fail: every place where hermes_mp makes one, with every errno that can come there.
 
 The places are those that runs without a fault come by (`shim/failing_calls.py`): first runs, with nothing cached,
-later ones within a budget, and a caller of `hermes_mp.load`, each with two loaders. A fault is a place, an errno (or
+later ones, and a caller of `hermes_mp.load`, with two loaders. A fault is a place, an errno (or
 a read that ends early), the call from which on it fails, and whether it does so once or for good. The run answers
 as if nothing had been, or ends with a documented exit code and a line that says why.
 """
@@ -157,8 +157,6 @@ class CallsCampaign(Campaign):
     def _record(self, kind: str) -> dict[str, int]:
         """The places that a run of this kind comes by, and how often in one process, by powers of two."""
         home = self._folder / f"calls-{kind}"
-        if kind != "first":
-            self._launch(kind, home.with_name(f"calls-{kind}-filling"), {"record": os.devnull}, self._cache_of(kind))
         record = home.with_suffix(".sites")
         ended = self._launch(kind, home, {"record": str(record)})
         self._whole[kind] = ended.out
@@ -171,19 +169,17 @@ class CallsCampaign(Campaign):
             assert ended.out == self._ground.answers[PROMPTS[0]] + "\n"
         return found
 
-    def _launch(self, kind: str, home: Path, plan: dict[str, object], filling: Path | None = None) -> Ended:
-        cache = filling or home.with_suffix(".cache")
-        if kind != "first" and filling is None:
-            shutil.copytree(self._cache_of(kind), cache)
+    def _launch(self, kind: str, home: Path, plan: dict[str, object]) -> Ended:
+        cache = home.with_suffix(".cache")
+        if kind != "first":
+            shutil.copytree(self._folder / "calls-first.cache", cache)
         environment = {
             "PYTHONPATH": f"{SHIM}:{ROOT}", "XDG_CACHE_HOME": str(cache), CALLS: json.dumps(plan),
         }  # fmt: skip
-        words = (*self._ground.words(2), "--prompt", PROMPTS[0])
+        words = (*self._ground.words(2), "--memory", "400MiB", "--prompt", PROMPTS[0])
         program = LAUNCH
         if kind == "api":
             words, program = (self._model,), (sys.executable, str(SHIM / "caller.py"))
-        elif kind == "again":
-            words = (*words, "--memory", "400MiB")
         with Launch(home, *words, env=environment, program=program) as run:
             still = Stillness()
             run.wait_for(lambda run: still.look(run) or not run.is_running)
@@ -196,9 +192,6 @@ class CallsCampaign(Campaign):
                 shutil.rmtree(Path(os.environ["XDG_RUNTIME_DIR"]) / name)
             raise Failed(f"left behind: {left}, ended with {ended.code}: {ended.err[-2000:]!r}")
         return ended
-
-    def _cache_of(self, kind: str) -> Path:
-        return self._folder / f"calls-{kind}-cache"
 
     def _check(self, ended: Ended, kind: str) -> None:
         """The same answer, or a part of it and the reason why."""

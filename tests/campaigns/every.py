@@ -13,5 +13,5 @@ CAMPAIGNS = {
     "daemon": (DaemonCampaign, 200, 15),
     "stop": (StopCampaign, 200, 10),
     "end": (EndCampaign, 100, 10),
-    "calls": (CallsCampaign, None, 12),
+    "calls": (CallsCampaign, None, 10),
 }
