@@ -50,7 +50,8 @@ ERRNOS = {
     "spawn": ("EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "EACCES", "E2BIG"),
 }
 READS = ("preadv", "pread", "read")
-NOT_FOR_GOOD = {"EAGAIN": ("send", "recv", "read", "preadv", "pread")}  # a socket that was said to be ready is
+# A socket that was said to be ready is; that a peer is gone for good its pidfd says.
+NOT_FOR_GOOD = {"EAGAIN": ("send", "recv", "read", "preadv", "pread"), "EHOSTUNREACH": ("send",)}
 NOT_AN_ERROR = ("0", "1", "70", "129")
 
 
