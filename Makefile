@@ -15,13 +15,13 @@ test: .venv/test check
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow
 
-# Kills, stops and ends real runs, fuzzes headers and messages: CI's samples, or 1500 faults, 200,000 inputs and a soak
-# in about an hour. Each line of fault-*.jsonl is a fault, a run or a batch.
+# Kills, stops and ends real runs, has system calls fail, fuzzes headers and messages: CI's samples, or all of it, which
+# takes hours. Each line of fault-*.jsonl is a fault, a run or a batch.
 fault: .venv/test
 	$(BIN)/python -m pytest tests/faults
 
 fault-full: .venv/test
-	cd tests && for campaign in kill daemon stop end header wire soak; do \
+	cd tests && for campaign in kill daemon stop end calls header wire soak; do \
 	  ../$(BIN)/python -m campaigns $$campaign --out ../fault-$$campaign.jsonl || exit 1; done
 
 check: .venv/test

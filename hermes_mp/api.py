@@ -21,7 +21,7 @@ from hermes_mp.agents.computing import CALLER
 from hermes_mp.agents.quarters import make_arena
 from hermes_mp.agents.supplying import LinkedSupply, listen
 from hermes_mp.config import NEVER, StreamConfig
-from hermes_mp.errors import DaemonLost, revived
+from hermes_mp.errors import DaemonLost, refused, revived
 from hermes_mp.host import checksums, malloc
 from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
 from hermes_mp.host.children import Child, DeathPipe, spawn
@@ -79,15 +79,18 @@ def load(
         soft_deadline=soft_deadline,
         hard_deadline=hard_deadline,
     )
-    checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
-    if verify != NEVER:
-        checksums.prove(checkpoint, {}, lambda text: None)
-    behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
     try:
-        made = _build(config, checkpoint, behind, count_caller, _room, _window)
-    except BaseException:
-        behind.close()
-        raise
+        checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
+        if verify != NEVER:
+            checksums.prove(checkpoint, {}, lambda text: None)
+        behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
+        try:
+            made = _build(config, checkpoint, behind, count_caller, _room, _window)
+        except BaseException:
+            behind.close()
+            raise
+    except OSError as error:
+        raise refused(error) from error
     behind.listen()
     made._hermes_closer = weakref.finalize(made, behind.close)
     return made
@@ -139,6 +142,8 @@ class _Behind:
         self._pid = os.getpid()
         self._closed = threading.Event()
         self.lock = threading.RLock()  # whoever holds it may use the link
+        self._run_dir: Path | None = None
+        self._daemon: Child | None = None
         self._death = DeathPipe()
         self._arena = make_arena(config.memory)
         self.granule = self._arena.granule
@@ -161,9 +166,14 @@ class _Behind:
             **private,
         }
         fds = (self._death.read_fd, self._arena.fd, ready_fd)
-        self._daemon: Child = spawn("hermes_mp.agents.guest", "hermes: daemon", [json.dumps(settings)], fds)
-        os.close(ready_fd)
-        self._run_dir: Path | None = None
+        try:
+            self._daemon = spawn("hermes_mp.agents.guest", "hermes: daemon", [json.dumps(settings)], fds)
+        except BaseException:
+            os.close(read_fd)
+            self._stop_daemon()
+            raise
+        finally:
+            os.close(ready_fd)
         try:
             said = _read_ready(read_fd)
             if "endpoint" not in said:
@@ -196,11 +206,12 @@ class _Behind:
 
     def _stop_daemon(self) -> None:
         self._death.close()
-        if self._daemon.reap(LEAVE_S) is None:
+        if self._daemon is not None and self._daemon.reap(LEAVE_S) is None:
             self._daemon.kill()
             self._daemon.reap(LEAVE_S)
         if self._arena.fd >= 0:
-            self._arena.free(0, self._arena.nbytes)  # its mapping lives on with the model, its memory need not
+            with contextlib.suppress(OSError):  # its mapping lives on with the model, its memory need not
+                self._arena.free(0, self._arena.nbytes)
         self._arena.close()
         if self._run_dir is not None:
             remove_path(self._run_dir)  # where the daemon was killed

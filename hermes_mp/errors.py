@@ -143,7 +143,7 @@ class OutOfMemory(MachineError):
 
 
 class ReadFailed(MachineError):
-    """The disk gave an error or fewer bytes than the file's header promised."""
+    """The disk gave an error or fewer bytes than the file's header promised; `offset`: where, 0 if unknown."""
 
     exit_code = 31
     attempt = "check the disk (dmesg) and the file"
@@ -173,6 +173,13 @@ class WeightsChanged(MachineError):
 
     exit_code = 34
     attempt = "let nothing write to the model while it runs; where bytes keep differing, download the file again"
+
+
+class SystemCallFailed(MachineError):
+    """The system refused a call that we cannot do without: no descriptor, no memory, no process is left."""
+
+    exit_code = 35
+    attempt = "see what is short: memory, processes and open files (ulimit -a), the disk (dmesg); then run it again"
 
 
 class PeerError(HermesError):
@@ -236,6 +243,21 @@ def by_exit_code() -> dict[int, type[HermesError]]:
             if child.exit_code != 1:
                 found[child.exit_code] = child
     return found
+
+
+def refused(error: OSError | SystemCallFailed) -> SystemCallFailed:
+    """What an entry point makes of an error of the system that nobody below knew a way around: which call it was."""
+    if isinstance(error, SystemCallFailed):
+        return error
+    place, trace = "a system call", error.__traceback__
+    while trace is not None:
+        _, ours, path = trace.tb_frame.f_code.co_filename.rpartition("/hermes_mp/")
+        if ours:
+            place = f"{path}, line {trace.tb_lineno} ({trace.tb_frame.f_code.co_name})"
+        trace = trace.tb_next
+    why = error.strerror or str(error) or type(error).__name__
+    name = f": {error.filename}" if error.filename is not None else ""
+    return SystemCallFailed(f"the system refused {place}{name}: {why}")
 
 
 def revived(exit_code: int, text: str) -> HermesError:

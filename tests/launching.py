@@ -17,7 +17,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from typing import Any
 
 DEADLINE_S = 180.0  # of anything: a machine that runs other tests beside these is ten times slower than a quiet one
 COLUMNS = 100
+LAUNCH = (sys.executable, "-m", "hermes_mp.cli.launch")
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,11 @@ class Launch:
         terminal: bool = False,
         size: tuple[int, int] = (24, COLUMNS),
         cgroup: Path | None = None,
+        program: Sequence[str] = LAUNCH,
     ) -> None:
         home.mkdir(parents=True)
         self.home = home.resolve()
-        command = [sys.executable, "-m", "hermes_mp.cli.launch", *map(str, arguments)]
+        command = [*program, *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", **(env or {})}
         self._seen = {"out": bytearray(), "err": bytearray()}
         self._terminal = -1

@@ -11,13 +11,14 @@ import gc
 import json
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.supplying import LinkedSupply
-from hermes_mp.errors import DaemonLost, HermesError, InvariantBroken, OutOfMemory
+from hermes_mp.errors import DaemonLost, HermesError, InvariantBroken, OutOfMemory, SystemCallFailed, refused
 from hermes_mp.host import malloc
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
@@ -53,13 +54,19 @@ def main(arguments: Sequence[str]) -> int:
 
     setproctitle("hermes: compute")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager sends it to all of us: the daemon decides
-    link: Link[ToCompute] = Link(
-        settings["endpoint"], Peer("compute", 0, settings["epoch"]), ToCompute, daemon_fd=settings["death_fd"]
-    )
+    try:
+        link: Link[ToCompute] = Link(
+            settings["endpoint"], Peer("compute", 0, settings["epoch"]), ToCompute, daemon_fd=settings["death_fd"]
+        )
+    except SystemCallFailed as error:
+        print(f"compute: {error}", file=sys.stderr)
+        return error.exit_code
     try:
         _Compute(settings, link).run()
     except DaemonLost as error:
         return error.exit_code  # nobody is left to be told
+    except OSError as error:
+        return _report(link, ComputeFailed(SystemCallFailed.exit_code, clip(refused(error).line()), ""))
     except HermesError as error:
         return _report(link, ComputeFailed(error.exit_code, clip(error.line()), ""))
     except Exception as error:  # an entry point: whatever it is becomes a message
@@ -69,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _report(link: Link[ToCompute], last_words: ComputeFailed) -> int:
-    with contextlib.suppress(DaemonLost):
+    with contextlib.suppress(DaemonLost, SystemCallFailed):
         link.send(last_words)
         link.close(last_words=True)
     return last_words.exit_code

@@ -20,6 +20,7 @@ from hermes_mp.ids import Epoch
 from hermes_mp.messages import StopCompute
 
 GONE_S = KILL_NS / 1e9  # how long one that was killed is waited for
+AGAIN_S = 0.5  # after the system has refused a process
 CALLER = Peer("compute", 0, 1)
 
 
@@ -43,6 +44,7 @@ class Computing:
         self.words = 0  # messages that came from it
         self._life = Solo()
         self._child: Child | None = None
+        self._due_s: float | None = None  # when to try again to start it
         self._settings: dict[str, Any] = {}
         self._fds: tuple[int, ...] = ()
         self._outbox: deque[object] = deque()  # while it is not connected or its queue is full
@@ -108,6 +110,13 @@ class Computing:
             self._poller.forget(fd)
         return True
 
+    def turn(self) -> str | None:
+        """Time passes: where the system did not let us start it, try again; why it is over, if it is."""
+        if self._due_s is None or time.monotonic() < self._due_s:
+            return None
+        self._due_s = None
+        return self._try_to_spawn(self._life.epoch)
+
     def reap(self) -> Ended | None:
         """Its pidfd became readable; None where it lives: the descriptor that was readable had been another's."""
         assert self._child is not None
@@ -124,11 +133,8 @@ class Computing:
         what = self._life.handle(self._life.epoch, Happened.EXITED, time.monotonic_ns())
         self._child = None
         if isinstance(what, Again):
-            try:
-                self._spawn(what.epoch)
-            except OSError as error:
-                return Ended(cause, starved, Over(f"it cannot be started again: {error.strerror}"))
-            return Ended(cause, starved, None)
+            why_not = self._try_to_spawn(what.epoch)
+            return Ended(cause, starved, None if why_not is None else Over(why_not))
         return Ended(cause, starved, what if isinstance(what, Over) else Over(""))
 
     def kill(self) -> None:
@@ -157,6 +163,19 @@ class Computing:
         if self._child is not None and self._child.voice_fd >= 0:
             self._poller.forget(self._child.voice_fd)
             self._on_heard(self._child.hear_out())
+
+    def _try_to_spawn(self, epoch: Epoch) -> str | None:
+        """Where that cannot be it counts as a death; why it is not tried again, if it is not."""
+        try:
+            self._spawn(epoch)
+        except OSError as error:
+            what = self._life.handle(epoch, Happened.EXITED, time.monotonic_ns())
+            if isinstance(what, Again):
+                self.peer = Peer("compute", 0, what.epoch)
+                self._due_s = time.monotonic() + AGAIN_S
+                return None
+            return f"it cannot be started again: {error.strerror}"
+        return None
 
     def _spawn(self, epoch: Epoch) -> None:
         self.peer = Peer("compute", 0, epoch)

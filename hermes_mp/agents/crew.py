@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hermes_mp.ids import Epoch, LoaderNo
 
 GONE_S = KILL_NS / 1e9  # how long one that was killed is waited for
+AGAIN_S = 0.5  # after the system has refused a process
 CHUNK_NBYTES = 16 << 20  # asked for at once, at most, before there is a plan; `host.readers` asks for less
 
 
@@ -44,6 +46,7 @@ class LoaderCrew:
         self._by_fd: dict[int, tuple[LoaderNo, Epoch]] = {}
         self._voices: dict[int, tuple[LoaderNo, Epoch]] = {}
         self._retired: set[tuple[LoaderNo, Epoch]] = set()
+        self._later: deque[tuple[float, Spawn]] = deque()  # those that the system did not let us start
         self._stopping = False
 
     def attach(
@@ -67,7 +70,19 @@ class LoaderCrew:
             poller.watch(fd)
 
     def start(self) -> None:
-        self._perform(self._crew.start())
+        """Raises OSError where the system gives no process, as a run that begins so would not come far."""
+        for action in self._crew.start():
+            assert isinstance(action, Spawn)
+            self._spawn(action.loader, action.epoch)
+
+    def turn(self) -> None:
+        """Time passes: go on without those that outlived their kill, start those whose turn it is."""
+        self._leave_unkillable()
+        while self._later and self._later[0][0] <= time.monotonic():
+            _, action = self._later.popleft()
+            member = self._crew.members.get(action.loader)
+            if member is not None and member[0] == action.epoch:  # else it has been retired
+                self._try_to_spawn(action)
 
     def resize(self, count: int) -> list[tuple[LoaderNo, Epoch]]:
         """So many loaders from now on; those of the others that are to be asked to leave: they are not replaced."""
@@ -111,8 +126,7 @@ class LoaderCrew:
             self.happened(loader, epoch, Happened.KILL_SENT)
             child.kill()
 
-    def look(self) -> None:
-        """Go on without those that were killed and are still there a while later."""
+    def _leave_unkillable(self) -> None:
         for loader, epoch in self._crew.outlived(time.monotonic_ns()):
             actions = self._crew.handle(loader, epoch, Happened.OUTLIVED, time.monotonic_ns())
             self._on_stuck(loader, epoch, self.state_of(loader, epoch))
@@ -152,6 +166,7 @@ class LoaderCrew:
     def stop(self, timeout_s: float) -> None:
         """Wait for all to leave, then kill those that have not; only what cannot be killed is there afterwards."""
         self._stopping = True
+        self._later.clear()
         for number, epoch in list(self._children):
             self.happened(number, epoch, Happened.STOP_ASKED)
         deadline = time.monotonic() + timeout_s
@@ -206,11 +221,22 @@ class LoaderCrew:
     def _perform(self, actions: list[lifecycle.Action]) -> None:
         for action in actions:
             if isinstance(action, Spawn):
-                self._spawn(action.loader, action.epoch)
+                self._try_to_spawn(action)
             elif isinstance(action, AllLost):
                 self._on_lost(action.why)
             else:
                 self._say(f"going on with {counted(action.left, 'loader')}: loader {action.loader}, {action.why}")
+
+    def _try_to_spawn(self, action: Spawn) -> None:
+        """Where that cannot be it counts as a death, and the next try is made a little later."""
+        try:
+            self._spawn(action.loader, action.epoch)
+        except OSError as error:
+            self._say(f"loader {action.loader} (epoch {action.epoch}) cannot be started: {error.strerror}")
+            actions = self._crew.handle(action.loader, action.epoch, Happened.EXITED, time.monotonic_ns())
+            due_s = time.monotonic() + AGAIN_S
+            self._later.extend((due_s, one) for one in actions if isinstance(one, Spawn))
+            self._perform([one for one in actions if not isinstance(one, Spawn)])
 
     def _spawn(self, loader: LoaderNo, epoch: Epoch) -> None:
         arguments = LoaderArguments(

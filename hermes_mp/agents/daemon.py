@@ -6,6 +6,7 @@ compute is the caller. Everything it decides is decided in `core`; what is shown
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -52,6 +53,7 @@ from hermes_mp.errors import (
     LoadersLost,
     OutOfMemory,
     ReadFailed,
+    SystemCallFailed,
     line_of,
     revived,
 )
@@ -95,6 +97,7 @@ from hermes_mp.messages import (
     clip,
 )
 
+COMPUTE_LOST = "see above; with too little memory lower --context"
 TURN_S = 0.1  # the longest sleep of the loop: memory is sampled and the person kept informed this often
 
 
@@ -229,14 +232,19 @@ class Daemon:
 
     def close(self) -> None:
         """End all children, remove the run directory, free the arena."""
-        self.compute.ask_to_stop()
-        for number, epoch in self.crew.members():
-            self.hub.send(Peer("loader", number, epoch), StopLoader())
-        self.crew.stop(LEAVE_S)
-        self.compute.close(LEAVE_S if self.over is True else 0.0)
-        self.hub.close(last_words=self.settings.has_caller)
-        self.adapting.close()
-        self._quarters.close()
+        with contextlib.ExitStack() as after:  # whatever fails of it, the rest is done
+            after.callback(self._quarters.close)
+            after.callback(self._close_guard)
+            after.callback(self.adapting.close)
+            after.callback(self.hub.close, last_words=self.settings.has_caller)
+            after.callback(self.compute.close, LEAVE_S if self.over is True else 0.0)
+            after.callback(self.crew.stop, LEAVE_S)
+            with contextlib.suppress(SystemCallFailed):  # who cannot be told is killed
+                self.compute.ask_to_stop()
+                for number, epoch in self.crew.members():
+                    self.hub.send(Peer("loader", number, epoch), StopLoader())
+
+    def _close_guard(self) -> None:
         self.guard.close()
         self._say_unkept(self.guard.failure)
 
@@ -250,7 +258,10 @@ class Daemon:
 
     def _turn(self) -> None:
         self.compute.flush()
-        self.crew.look()
+        self.crew.turn()
+        why_over = self.compute.turn()
+        if why_over is not None:
+            self.end(ComputeLost(f"compute (epoch {self.compute.peer.epoch}): {why_over}", COMPUTE_LOST))
         self._adapt()
         self._add_slot()
         if self.mind is not None:
@@ -436,19 +447,19 @@ class Daemon:
 
     def _compute_ended(self) -> None:
         """It is replaced where that is allowed: the weights that lie in slots stay there."""
+        epoch = self.compute.peer.epoch
         ended = self.compute.reap()
         if ended is None:
             return
-        cause, attempt = ended.cause, "see above; with too little memory lower --context"
+        cause, attempt = ended.cause, COMPUTE_LOST
         if ended.starved:
             shortage = self._shortage()
             cause, attempt = f"{cause}: {shortage.story()}", shortage.attempt()
         if ended.over is not None:
             why = f": {ended.over.why}" if ended.over.why else ""
-            self.end(ComputeLost(f"compute (epoch {self.compute.peer.epoch}) ended ({cause}){why}", attempt))
+            self.end(ComputeLost(f"compute (epoch {epoch}) ended ({cause}){why}", attempt))
             return
-        before = self.compute.peer.epoch - 1
-        self.front.say(f"compute (epoch {before}) ended ({cause}); it is started again, and repeats the request")
+        self.front.say(f"compute (epoch {epoch}) ended ({cause}); it is started again, and repeats the request")
         self.accounting.compute_began(self.compute.pid)
         self._described = [], []
         self._leased.clear()

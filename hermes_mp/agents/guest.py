@@ -22,7 +22,7 @@ from hermes_mp.agents.daemon import Daemon, DaemonSettings
 from hermes_mp.agents.front import Front, SilentFront
 from hermes_mp.agents.quarters import Quarters, loaders_to_start
 from hermes_mp.agents.tracing import TracingFront
-from hermes_mp.errors import HermesError, InvariantBroken
+from hermes_mp.errors import HermesError, InvariantBroken, refused
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.trace import TraceWriter
@@ -48,11 +48,14 @@ def main(arguments: Sequence[str]) -> int:
             daemon.start()
             try:
                 daemon.run()
-            except HermesError as error:
-                daemon.end(error)  # says it to the caller, where `run` had no chance to
-                raise
+            except (HermesError, OSError) as error:
+                told = refused(error) if isinstance(error, OSError) else error
+                daemon.end(told)  # says it to the caller, where `run` had no chance to
+                raise told from error
     except HermesError as error:
         return _tell(ready, error)
+    except OSError as error:
+        return _tell(ready, refused(error))
     except Exception as error:  # an entry point: the caller raises it, the traceback goes to standard error
         import traceback
 

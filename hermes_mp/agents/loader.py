@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -16,7 +17,15 @@ from pathlib import Path
 from hermes_mp.agents.loader_arguments import LoaderArguments
 from hermes_mp.core import loading
 from hermes_mp.core.loading import Loading, OpenFailed
-from hermes_mp.errors import DaemonLost, HermesError, InvariantBroken, MachineError, UserError
+from hermes_mp.errors import (
+    DaemonLost,
+    HermesError,
+    InvariantBroken,
+    MachineError,
+    SystemCallFailed,
+    UserError,
+    refused,
+)
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
 from hermes_mp.host.progress import ProgressBoard
@@ -86,11 +95,20 @@ def main(words: list[str]) -> int:
     watch = DeathWatch(arguments.parent_pid, arguments.death_fd)
     ignore_interrupts()
     take_short_turns()
-    watch.die_with_parent(lambda: remove_path(Path(arguments.run_dir)))
+    try:
+        watch.die_with_parent(lambda: remove_path(Path(arguments.run_dir)))
+        return _serve(arguments, watch)
+    except (OSError, SystemCallFailed) as error:  # that may pass: the daemon sees it from our pidfd, and replaces us
+        failure = refused(error)
+        print(f"loader {arguments.loader}: {failure}", file=sys.stderr)
+        return failure.exit_code
+
+
+def _serve(arguments: LoaderArguments, watch: DeathWatch) -> int:
     number, epoch = LoaderNo(arguments.loader), Epoch(arguments.epoch)
+    peer = Peer("loader", arguments.loader, arguments.epoch)
     with contextlib.ExitStack() as stack:
         try:
-            peer = Peer("loader", arguments.loader, arguments.epoch)
             # No deadline: before the hub listens a model may have to be downloaded. The death pipe ends the wait.
             link: Link[ToLoader] = Link(arguments.endpoint, peer, ToLoader, arguments.death_fd, None)
             stack.callback(link.close, True)
@@ -105,6 +123,8 @@ def main(words: list[str]) -> int:
                 remove_path(Path(arguments.run_dir))
                 return 0
             return error.exit_code  # a daemon that answers nobody; it will see this from our pidfd
+        except (OSError, SystemCallFailed):
+            raise
         except Exception as error:  # the one broad except: whatever it is, the daemon hears of it
             code = error.exit_code if isinstance(error, HermesError) else InvariantBroken.exit_code
             if code == InvariantBroken.exit_code:

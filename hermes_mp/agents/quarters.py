@@ -6,6 +6,8 @@ to their first byte may take 0.3 s.
 
 from __future__ import annotations
 
+import contextlib
+
 from hermes_mp.agents.crew import LoaderCrew
 from hermes_mp.errors import OutOfMemory
 from hermes_mp.host import unitcache
@@ -22,18 +24,21 @@ class Quarters:
     """`close` ends the loaders and leaves nothing behind; harmless when repeated. It begins with so many `loaders`."""
 
     def __init__(self, loaders: int, memory: int | str | None, arena: Arena | None = None) -> None:
-        self.arena = arena or make_arena(memory)
         self.loaders = loaders
-        self.run_dir = RunDirectory.create()
-        self.death = DeathPipe()
-        self.crew = LoaderCrew(loaders, self.run_dir.endpoint, self.run_dir.path, self.arena, self.death)
-        self.crew.start()
+        with contextlib.ExitStack() as made:  # in case that the next thing cannot be
+            self.arena = arena or make_arena(memory)
+            made.callback(self.arena.close)
+            self.run_dir = RunDirectory.create()
+            made.callback(self.run_dir.remove)
+            self.death = DeathPipe()
+            made.callback(self.death.close)
+            self.crew = LoaderCrew(loaders, self.run_dir.endpoint, self.run_dir.path, self.arena, self.death)
+            made.callback(self.crew.stop, 0.0)
+            self.crew.start()
+            self._made = made.pop_all()
 
     def close(self) -> None:
-        self.crew.stop(0.0)
-        self.death.close()
-        self.run_dir.remove()
-        self.arena.close()
+        self._made.close()
 
 
 def loaders_to_start(loaders: int | None, model: str | None) -> int:

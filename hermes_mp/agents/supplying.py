@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from hermes_mp.core.leasing import Action, GiveUp, Leasing
 from hermes_mp.core.unitlist import UnitList
-from hermes_mp.errors import DaemonLost, HermesError, revived
+from hermes_mp.errors import DaemonLost, HermesError, SystemCallFailed, revived
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.reading import FileReader
 from hermes_mp.host.wire import Link
@@ -196,8 +196,9 @@ class LinkedSupply:
             raise self._lost
         try:
             self._link.send(message)
-        except DaemonLost as error:
-            self.hear()  # it may have said why
+        except (DaemonLost, SystemCallFailed) as error:
+            if isinstance(error, DaemonLost):
+                self.hear()  # it may have said why
             self._lost = error
             raise
 
@@ -216,7 +217,7 @@ class LinkedSupply:
         """Handle the next message; False where none came in time."""
         try:
             message = self._link.receive(timeout_s)
-        except DaemonLost as error:
+        except (DaemonLost, SystemCallFailed) as error:
             self._lost = error
             raise
         if message is None:

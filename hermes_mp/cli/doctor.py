@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         config = parse_for(COMMAND, words)
         findings = _look(config.model)
         print_out(_as_json(findings) if config.json else as_text(findings))
-    except HermesError as error:
+    except (HermesError, OSError) as error:
         return refused(COMMAND.program, SCHEMA, error, "--json" in words)
     except KeyboardInterrupt:
         return 130

@@ -6,6 +6,7 @@ code. Never imports torch: the daemon must stay small.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from types import FrameType
 from hermes_mp.agents.quarters import Quarters, loaders_to_start
 from hermes_mp.cli import options
 from hermes_mp.config import LaunchConfig
-from hermes_mp.errors import HermesError
+from hermes_mp.errors import HermesError, refused
 from hermes_mp.host import procstat
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -25,12 +26,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, that of the error (docs/exit-codes.md), or 128 + the signal that ended the run."""
-    started_ns = process_started_ns()
-    _open_standard_streams()
     words = sys.argv[1:] if argv is None else argv
     try:
+        started_ns = process_started_ns()
+        _open_standard_streams()
         config, sources = options.parse_with_sources(options.LAUNCH, words)
-    except HermesError as error:
+    except (HermesError, OSError) as error:
         return _refused(error, "--json" in words)
     if config.show_config:
         from hermes_mp.cli import show_config
@@ -47,10 +48,11 @@ def main(argv: list[str] | None = None) -> int:
                 try:
                     code = run(config, console, quarters, started_ns, signals)
                     signals.check()
-                except HermesError as error:
-                    console.error(error.line(), error.exit_code)
-                    code = error.exit_code
-    except HermesError as error:
+                except (HermesError, OSError) as error:
+                    found = refused(error) if isinstance(error, OSError) else error
+                    console.error(found.line(), found.exit_code)
+                    code = found.exit_code
+    except (HermesError, OSError) as error:
         return _refused(error, config.json)
     return code
 
@@ -64,15 +66,18 @@ def _open_standard_streams() -> None:
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(fd)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
             setattr(sys, name, os.fdopen(fd, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
 
 
-def _refused(error: HermesError, as_json: bool) -> int:
+def _refused(reason: HermesError | OSError, as_json: bool) -> int:
     """The error of a run that never began, as any other is shown; its exit code."""
     from hermes_mp.cli.console import Console
 
+    error = refused(reason) if isinstance(reason, OSError) else reason
     with closing(Console(sys.stdout, sys.stderr, time.monotonic(), as_json=as_json)) as console:
         console.error(error.line(), error.exit_code)
     return error.exit_code

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 
+from hermes_mp import errors
 from hermes_mp.errors import HermesError, WriteFailed
 
 
@@ -22,8 +23,9 @@ def print_out(text: str) -> None:
         raise WriteFailed(f"standard output cannot be written: {error.strerror}") from error
 
 
-def refused(program: str, schema: int, error: HermesError, as_json: bool) -> int:
+def refused(program: str, schema: int, reason: HermesError | OSError, as_json: bool) -> int:
     """Say the error; its exit code."""
+    error = errors.refused(reason) if isinstance(reason, OSError) else reason
     print(f"{program}: {error.line()}", file=sys.stderr)
     if as_json:
         print(json.dumps({"schema": schema, "error": {"exit_code": error.exit_code, "line": error.line()}}))

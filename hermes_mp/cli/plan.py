@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         found = _find(config, _teller(config.json))
         text = json.dumps(as_object(found)) if config.json else as_text(found)
         print_out(text)
-    except HermesError as error:
+    except (HermesError, OSError) as error:
         return refused(COMMAND.program, SCHEMA, error, "--json" in words)
     except KeyboardInterrupt:
         return 130

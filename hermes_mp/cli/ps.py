@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         config = parse_for(COMMAND, words)
         found = [(path, ask(path)) for path in live()]
         print_out(_as_json(found) if config.json else harmless(as_text(found)))
-    except HermesError as error:
+    except (HermesError, OSError) as error:
         return refused(COMMAND.program, SCHEMA, error, "--json" in words)
     except KeyboardInterrupt:
         return 130

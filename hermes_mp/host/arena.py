@@ -40,8 +40,12 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 def sealed_memfd(name: str, nbytes: int) -> int:
     """A memfd of exactly `nbytes` bytes, sparse, whose length nobody can change any more."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, nbytes)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    try:
+        os.ftruncate(fd, nbytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -84,7 +88,12 @@ class Arena:
         """An arena of at least `nbytes` bytes, none of them allocated yet."""
         wanted = huge == "auto" and os.environ.get(HUGE_PAGES_VARIABLE) != "off"
         granule = _granule() if wanted else mmap.PAGESIZE
-        return cls(sealed_memfd("hermes-arena", -(-nbytes // granule) * granule), granule)
+        fd = sealed_memfd("hermes-arena", -(-nbytes // granule) * granule)
+        try:
+            return cls(fd, granule)
+        except BaseException:
+            os.close(fd)
+            raise
 
     @classmethod
     def attach(cls, fd: int) -> Arena:
@@ -98,7 +107,10 @@ class Arena:
         return self._view[base : base + nbytes]
 
     def allocate(self, base: int, nbytes: int) -> None:
-        """Take memory for these bytes, whole pages that had none; raises OutOfMemory, having taken nothing."""
+        """Take memory for these bytes, whole pages that had none; raises OutOfMemory, having taken nothing.
+
+        Whatever the system gives as its reason.
+        """
         self._check(base, nbytes)
         end = base + nbytes
         for at in range(base, end, STEP_NBYTES):
@@ -110,17 +122,16 @@ class Arena:
                         self._ways.pop(0)  # this kernel does not do that: it will not next time either
                     continue
                 except OSError as error:
-                    if error.errno not in (errno.ENOMEM, errno.ENOSPC):
-                        raise
-                    reason = os.strerror(error.errno)
+                    reason = os.strerror(error.errno or errno.ENOMEM)
             self.free(base, min(at + STEP_NBYTES, end) - base)
             raise OutOfMemory(f"no memory for {_mib(nbytes)} of weights: {_mib(at - base)} taken, then {reason}")
 
     def free(self, base: int, nbytes: int) -> None:
         """Give the memory of these bytes back to the machine; they read as zeros until allocated again."""
         self._check(base, nbytes)
-        if _libc.fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, base, nbytes):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        while _libc.fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, base, nbytes):
+            if ctypes.get_errno() != errno.EINTR:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def allocated_nbytes(self) -> int:
         """Bytes of memory the arena takes at this moment, of all processes together."""
@@ -199,7 +210,7 @@ def _sysfs(name: str) -> str:
     try:
         with open(f"/sys/kernel/mm/transparent_hugepage/{name}", encoding="ascii") as file:
             return file.read().strip()
-    except FileNotFoundError:  # a kernel without huge pages
+    except OSError:  # a kernel without huge pages, mostly
         return ""
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from hermes_mp.host.mounts import plain
+from hermes_mp.host.retrying import retried
 
 UNLIMITED = 1 << 60  # cgroup v1 says "no limit" by a number just below 2**63
 LOOK_NBYTES = 16384  # longer than any of these files
@@ -111,7 +112,7 @@ class _File:
 
     def __init__(self, path: str) -> None:
         try:
-            self._fd = os.open(path, os.O_RDONLY)
+            self._fd = retried(os.open, path, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             self._fd = -1
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from hermes_mp.core.header import LENGTH_NBYTES, Header, TensorInfo, header_length, parse_header
 from hermes_mp.errors import CheckpointBroken, HermesError, ModelNotFound, NoSafetensors, ReadFailed, UnsupportedDtype
+from hermes_mp.host.retrying import retried
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -188,10 +189,10 @@ def _no_weights(directory: Path) -> HermesError:
 def _read_header(path: Path) -> tuple[CheckpointFile, Header, bytes]:
     """The file, what its header says, the header's bytes."""
     with _Opened(path) as opened:
-        length = os.pread(opened.fd, LENGTH_NBYTES, 0)
+        length = opened.read(LENGTH_NBYTES, 0)
         try:
             header_nbytes = header_length(length, opened.nbytes)
-            raw = os.pread(opened.fd, header_nbytes, LENGTH_NBYTES)
+            raw = opened.read(header_nbytes, LENGTH_NBYTES)
             header = parse_header(raw, opened.nbytes, header_nbytes)
         except CheckpointBroken as error:
             raise CheckpointBroken(f"{path}: {error}") from error
@@ -202,7 +203,7 @@ def _read_json_bytes(path: Path) -> bytes:
     with _Opened(path) as opened:
         if opened.nbytes > MAX_JSON_NBYTES:
             raise CheckpointBroken(f"{path} has {opened.nbytes} bytes; {MAX_JSON_NBYTES} is the most we read")
-        return os.pread(opened.fd, opened.nbytes, 0)
+        return opened.read(opened.nbytes, 0)
 
 
 def _json_object(path: Path, raw: bytes) -> dict[str, Any]:
@@ -223,20 +224,38 @@ class _Opened:
 
     def __enter__(self) -> _Opened:
         try:
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hang us
+            # a FIFO must not hang us
+            self._fd = retried(os.open, self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise CheckpointBroken(f"{self.path} is missing") from error
         except OSError as error:
             raise ReadFailed(f"{self.path} cannot be opened: {error.strerror}") from error
-        status = os.fstat(self.fd)
+        try:
+            status = os.fstat(self._fd)
+        except OSError as error:
+            os.close(self._fd)
+            raise ReadFailed(f"{self.path} cannot be looked at: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):
-            os.close(self.fd)
+            os.close(self._fd)
             raise CheckpointBroken(f"{self.path} is not a file")
         self.stamp = Stamp.of(status)
         self.nbytes = status.st_size
         return self
 
+    def read(self, nbytes: int, offset: int) -> bytes:
+        """So many bytes, or all that there are from there on."""
+        found = b""
+        while len(found) < nbytes:
+            at = offset + len(found)
+            try:
+                part = retried(os.pread, self._fd, nbytes - len(found), at)
+            except OSError as error:
+                text = f"{self.path} cannot be read at byte {at}: {error.strerror}"
+                raise ReadFailed(text, offset=at) from error
+            if not part:
+                break
+            found += part
+        return found
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        os.close(self.fd)
-        if isinstance(error, OSError):
-            raise ReadFailed(f"{self.path} cannot be read: {error.strerror}") from error
+        os.close(self._fd)

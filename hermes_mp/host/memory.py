@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hermes_mp.host import procstat
 from hermes_mp.host.ceilings import Ceilings, own_oom_kills
+from hermes_mp.host.retrying import retried
 
 SHARED_PATHS = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV", "/anon_hugepage")
 QUICK_FIELDS = re.compile(rb"^(RssAnon|RssFile|VmPTE):\s+(\d+) kB$", re.MULTILINE)
@@ -46,7 +47,7 @@ def exact(pid: int) -> Memory:
 def quick(pid: int) -> Memory:
     """By the kernel's counters, microseconds; a library that several processes share counts fully in each."""
     try:
-        status = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+        status = retried(os.open, f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return Memory(0, 0, 0)
     try:

@@ -25,7 +25,12 @@ class ProgressBoard:
     @classmethod
     def create(cls) -> ProgressBoard:
         """A board of 64 counters, all zero."""
-        return cls(sealed_memfd("hermes-progress", LOADERS * LINE_NBYTES))
+        fd = sealed_memfd("hermes-progress", LOADERS * LINE_NBYTES)
+        try:
+            return cls(fd)
+        except BaseException:
+            os.close(fd)
+            raise
 
     @classmethod
     def attach(cls, fd: int) -> ProgressBoard:

@@ -47,6 +47,7 @@ class Piece:
     nbytes: int
     at: int
     room: int
+    number: int = 0  # the file's
 
 
 @dataclass

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from hermes_mp.core.layout import ALIGN
 from hermes_mp.errors import ReadFailed
+from hermes_mp.host.retrying import retried
 
 _NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 
@@ -50,7 +51,8 @@ class FileReader:
         with self._failing_at(0):
             self._fd = _open(path, 0)
         try:
-            status = os.fstat(self._fd)
+            with self._failing_at(0):
+                status = os.fstat(self._fd)
             if not stat.S_ISREG(status.st_mode):
                 raise ReadFailed(f"{path} is not a file")
             if status.st_size != nbytes:
@@ -126,7 +128,7 @@ class FileReader:
             self._direct_fd = _open(self.path, os.O_DIRECT)
             if device not in _direct_by_device:
                 with mmap.mmap(-1, ALIGN) as page, memoryview(page) as aligned:
-                    os.preadv(self._direct_fd, [aligned], 0)
+                    retried(os.preadv, self._direct_fd, [aligned], 0)
         except OSError as error:
             if error.errno not in _NO_DIRECT:
                 raise
@@ -145,7 +147,7 @@ class FileReader:
         """Bytes read, or None where the device refused: from then on this file is read buffered."""
         try:
             with buffer[begin : begin + asked] as part:
-                return os.preadv(self._direct_fd, [part], at)
+                return retried(os.preadv, self._direct_fd, [part], at)
         except OSError as error:
             if error.errno not in _NO_DIRECT:
                 raise
@@ -203,7 +205,7 @@ class FileReader:
             begin, end = row.offset // block * block, -(-(row.offset + row.nbytes) // block) * block
             try:
                 with bounce[: end - begin] as part:
-                    got = os.preadv(self._direct_fd, [part], begin)
+                    got = retried(os.preadv, self._direct_fd, [part], begin)
             except OSError as error:
                 if error.errno not in _NO_DIRECT:
                     raise
@@ -228,7 +230,7 @@ class FileReader:
             while done < row.nbytes:
                 at = row.offset + done
                 with self._failing_at(at), into[row.at + done : row.at + row.nbytes] as part:
-                    got = os.preadv(self._fd, [part], at)
+                    got = retried(os.preadv, self._fd, [part], at)
                 if got == 0:
                     raise self._ended_at(at)
                 done += got
@@ -237,7 +239,7 @@ class FileReader:
 
     def _read_buffered(self, buffer: memoryview, begin: int, wanted: int, at: int) -> int:
         with buffer[begin : begin + wanted] as part:
-            got = os.preadv(self._fd, [part], at)
+            got = retried(os.preadv, self._fd, [part], at)
         self._drop(at, got)
         return got
 
@@ -263,6 +265,6 @@ def _open(path: str | os.PathLike[str], flags: int) -> int:
     """Leave no trace: no access time either, where we may ask for that (only a file's owner may)."""
     flags |= os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # NONBLOCK: opening a FIFO must not hang
     try:
-        return os.open(path, flags | os.O_NOATIME)
+        return retried(os.open, path, flags | os.O_NOATIME)
     except PermissionError:
-        return os.open(path, flags)
+        return retried(os.open, path, flags)

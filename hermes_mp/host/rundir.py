@@ -8,6 +8,7 @@ process id is compared, so a reused one cannot mislead: whoever gets the lock kn
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -22,6 +23,7 @@ MAX_SOCKET_PATH_NBYTES = 107  # sun_path holds 108 with the closing zero; unix(7
 SOCKET_NAME = "hub"
 ATTEMPTS = 100
 LOOKS = 10
+NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of the directory: another one would be refused as well
 
 
 class RunDirectory:
@@ -48,8 +50,10 @@ class RunDirectory:
                 if lock_fd is not None:
                     return RunDirectory(path, lock_fd)
         except OSError as reason:
+            if reason.errno in NOT_ITS_FAULT:
+                raise
             raise BadOption(f"no run directory in {base}: {reason.strerror}", "set TMPDIR to another one") from reason
-        raise InvariantBroken(f"{ATTEMPTS} fresh names in {base} were all taken")
+        raise BadOption(f"no run directory stays in {base}: somebody removes them", "set TMPDIR to another one")
 
     def remove(self) -> None:
         """Remove it with all it holds; may be called again, and after somebody else removed it."""
@@ -145,14 +149,23 @@ def _make_locked(path: Path) -> int | None:
         return None
     try:
         lock_fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        return None
-    for _ in range(LOOKS):
-        if _lock(path, lock_fd):
-            return lock_fd
-        if not (path / LOCK_NAME).exists():
-            break
-        time.sleep(0.005)  # `live` looks at it at this moment
+    except OSError as error:
+        with contextlib.suppress(OSError):  # a sweeper took it as one that is half removed
+            path.rmdir()
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
+    try:
+        for _ in range(LOOKS):
+            if _lock(path, lock_fd):
+                return lock_fd
+            if not (path / LOCK_NAME).exists():
+                break
+            time.sleep(0.005)  # `live` looks at it at this moment
+    except OSError:
+        remove_path(path)
+        os.close(lock_fd)
+        raise
     os.close(lock_fd)
     return None
 

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar, Union, cast
 
 import zmq
 
-from hermes_mp.errors import BadMessage, DaemonLost, InvariantBroken
+from hermes_mp.errors import BadMessage, DaemonLost, InvariantBroken, SystemCallFailed
 from hermes_mp.host.codec import pack, unpack
 from hermes_mp.host.rundir import SOCKET_NAME
 from hermes_mp.host.scheduling import short_turns
@@ -98,7 +98,7 @@ class Hub:
         except zmq.ZMQError as reason:
             if reason.errno == zmq.EHOSTUNREACH:
                 return False
-            raise
+            raise SystemCallFailed(f"nothing can be sent to {peer}: {reason.strerror}") from reason
         return True
 
     def receive(self) -> tuple[Peer, FromLoader | FromCompute | FromViewer] | None:
@@ -113,6 +113,8 @@ class Hub:
             routing_id, *frames = self._socket.recv_multipart()
         except zmq.Again:
             return None
+        except zmq.ZMQError as reason:
+            raise SystemCallFailed(f"nothing can be heard of our processes: {reason.strerror}") from reason
         peer = Peer.parse(routing_id)
         try:
             if len(frames) != 1:
@@ -171,13 +173,12 @@ class Link(Generic[M]):
         """Queue a message; raises DaemonLost if there is no room for it within the deadline."""
         frame = pack(message)
         try:
-            self._socket.send(frame)
-        except zmq.Again:
-            self._wait_writable(self._send_deadline_s, "took no message")
-            try:
-                self._socket.send(frame)
-            except zmq.Again:
-                raise DaemonLost("the connection to the daemon broke") from None
+            if not self._send_now(frame):
+                self._wait_writable(self._send_deadline_s, "took no message")
+                if not self._send_now(frame):
+                    raise DaemonLost("the connection to the daemon broke")
+        except zmq.ZMQError as reason:
+            raise SystemCallFailed(f"nothing can be sent to the daemon: {reason.strerror}") from reason
 
     def receive(self, timeout_s: float) -> M | None:
         """The next message, or None after `timeout_s`; raises BadMessage for anything else that comes."""
@@ -187,6 +188,8 @@ class Link(Generic[M]):
             frames = self._socket.recv_multipart()
         except zmq.Again:
             return None
+        except zmq.ZMQError as reason:
+            raise SystemCallFailed(f"nothing can be heard of the daemon: {reason.strerror}") from reason
         if len(frames) != 1:
             raise BadMessage(f"daemon: expected 1 frame, got {len(frames)}")
         try:
@@ -208,6 +211,13 @@ class Link(Generic[M]):
         if last_words and self._close.alive:
             self._socket.set(zmq.LINGER, LAST_WORDS_MS)
         self._close()
+
+    def _send_now(self, frame: bytes) -> bool:
+        try:
+            self._socket.send(frame)
+        except zmq.Again:
+            return False
+        return True
 
     def _wait_writable(self, deadline_s: float | None, failure: str) -> None:
         ready = self._poll(zmq.POLLOUT, deadline_s, ())

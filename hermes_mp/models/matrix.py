@@ -13,6 +13,7 @@ from hermes_mp.core.layout import ALIGN, split_rows
 from hermes_mp.errors import NeedsAllWeights
 from hermes_mp.models.binding import Binder, as_loaded, byte_view, memory_like, weight_at
 from hermes_mp.models.division import ROWS_MULTIPLE, Block, Matrix
+from hermes_mp.models.supply import reading
 
 UNFORESEEN_NBYTES = 4 << 20
 
@@ -41,7 +42,7 @@ class SuppliedMatrix:
                 else:
                     ranges.append((offset, row_nbytes))
             into = byte_view(gathered)
-            with self._binder.lock:
+            with self._binder.lock, reading(source.info.name):
                 self._binder.supply.read_rows(source.file, ranges, into)
         return gathered.to(source.dtype)[inverse].view(*indices.shape, columns)
 
@@ -107,7 +108,7 @@ class SuppliedMatrix:
         row_nbytes = self._matrix.row_nbytes
         offset, nbytes = info.begin + block.first * row_nbytes, block.rows * row_nbytes
         memory = memory_like(offset, nbytes)
-        with self._binder.lock:
+        with self._binder.lock, reading(source.info.name):
             self._binder.supply.read_rows(source.file, [(offset, nbytes)], memory)
         return weight_at(memory, 0, shape, source)
 

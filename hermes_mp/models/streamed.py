@@ -19,7 +19,7 @@ from hermes_mp.models.division import Division
 from hermes_mp.models.matrix import SuppliedMatrix
 from hermes_mp.models.placeholder import Placeholder
 from hermes_mp.models.skeleton import Skeleton, Source, load_buffers, make_buffers_real
-from hermes_mp.models.supply import Supply
+from hermes_mp.models.supply import Supply, reading
 
 
 class StreamedModel:
@@ -168,5 +168,6 @@ def _read(supply: Supply, source: Source) -> torch.Tensor:
     if not info.nbytes:
         return torch.empty(info.shape, dtype=source.file_dtype)
     memory = memory_like(info.begin, info.nbytes)
-    supply.read_rows(source.file, [(info.begin, info.nbytes)], memory)
+    with reading(info.name):
+        supply.read_rows(source.file, [(info.begin, info.nbytes)], memory)
     return torch.frombuffer(memory, dtype=source.file_dtype).view(info.shape)

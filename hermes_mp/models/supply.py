@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
+
+from hermes_mp.errors import ReadFailed
 
 
 class Supply(Protocol):
@@ -26,3 +29,12 @@ class Supply(Protocol):
     def pass_started(self, rows: int, tokens: int) -> None: ...
 
     def pass_ended(self, complete: bool) -> None: ...
+
+
+@contextmanager
+def reading(tensor: str) -> Iterator[None]:
+    """Where the bytes of this tensor are read: a ReadFailed then says so."""
+    try:
+        yield
+    except ReadFailed as error:
+        raise ReadFailed(f"{error} (in {tensor})", offset=error.offset) from error

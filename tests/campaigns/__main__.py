@@ -26,7 +26,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="one JSON object a line: every fault, every run")
     options = parser.parse_args()
     kind, full, _ = CAMPAIGNS[options.campaign]
-    count = options.count or full
     with tempfile.TemporaryDirectory(prefix="hermes-campaign-") as name:
         folder = Path(name)
         runtime = folder / "run"
@@ -35,6 +34,7 @@ def main() -> int:
         (folder / "models").mkdir()
         make_models(folder / "models")
         campaign = kind(folder / "models" / "big", folder, options.seed)
+        count = options.count or full
         records: list[Record] = []
         try:
             for record in carry_out(campaign, count, options.run):

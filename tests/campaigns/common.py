@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import random
 import signal
@@ -70,6 +71,10 @@ class Campaign:
     def _ground(self) -> Ground:
         return Ground(self.name, self._model, self._folder, self._seed)
 
+    def numbers(self) -> Iterator[int]:
+        """Of its runs."""
+        return itertools.count()
+
     def run(self, number: int) -> Iterator[Record]:
         """Raises Failed with what was seen."""
         raise NotImplementedError
@@ -91,19 +96,18 @@ class Campaign:
 
 
 def carry_out(campaign: Campaign, count: float, only: int | None = None) -> Iterator[Record]:
-    """So much of it at least, or this run only; raises Failed with the number of the run."""
+    """So much of it at least or all that there is, or this run only; raises Failed with the number of the run."""
     with contextlib.closing(campaign):
-        number, done = only or 0, 0.0
-        while done < count:
+        done = 0.0
+        for number in campaign.numbers() if only is None else (only,):
+            if done >= count:
+                break
             try:
                 for record in campaign.run(number):
                     done += campaign.amount(record)
                     yield record
             except AssertionError as error:  # Failed, or what the harness asserts of every run
                 raise Failed(f"run {number}: {error}") from error
-            if only is not None:
-                break
-            number += 1
         yield from campaign.finish()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from campaigns.calls import CallsCampaign
 from campaigns.daemon import DaemonCampaign
 from campaigns.end import EndCampaign
 from campaigns.header import HeaderCampaign
@@ -18,4 +21,5 @@ CAMPAIGNS = {
     "header": (HeaderCampaign, 100_000, 10_000),
     "wire": (WireCampaign, 100_000, 10_000),
     "soak": (SoakCampaign, 600, 45),
+    "calls": (CallsCampaign, math.inf, 10),
 }
