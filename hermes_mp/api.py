@@ -135,7 +135,7 @@ class _Behind:
         self._closed = threading.Event()
         self.lock = threading.RLock()  # whoever holds it may use the link
         self._death = DeathPipe()
-        self._arena = make_arena(config.memory)
+        self._arena = make_arena()
         self.granule = self._arena.granule
         read_fd, ready_fd = os.pipe()
         settings = {
