@@ -145,7 +145,7 @@ class _Behind:
         self._run_dir: Path | None = None
         self._daemon: Child | None = None
         self._death = DeathPipe()
-        self._arena = make_arena(config.memory)
+        self._arena = make_arena()
         self.granule = self._arena.granule
         read_fd, ready_fd = os.pipe()
         settings = {

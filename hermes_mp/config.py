@@ -72,7 +72,7 @@ def _whole(low: int, high: int) -> Kind:
     def check(value: object) -> object:
         return _require(value, isinstance(value, int) and not isinstance(value, bool) and low <= value <= high)
 
-    limits = f"from {low} to {high}" if high < 2**31 else f"of at least {low}"
+    limits = f"from {low} to {high}" if high < 2**31 else f"from {low} to 2**{high.bit_length()} - 1"
     return Kind(f"a whole number {limits}", lambda text: check(int(text)), check)
 
 

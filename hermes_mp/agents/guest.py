@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     ready = os.fdopen(settings.pop("ready_fd"), "w", encoding="utf-8")
     try:
         arena = Arena(settings.pop("arena_fd"), settings.pop("granule"))
-        quarters = Quarters(loaders_to_start(settings["loaders"], settings["directory"]), settings["memory"], arena)
+        quarters = Quarters(loaders_to_start(settings["loaders"], settings["directory"]), arena)
         checkpoint = find_checkpoint(Path(settings.pop("directory")))
         with (
             _front(settings.pop("trace")) as front,

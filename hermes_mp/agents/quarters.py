@@ -23,10 +23,10 @@ LEAVE_S = 0.5  # how long loaders may take to leave when asked; they have nothin
 class Quarters:
     """`close` ends the loaders and leaves nothing behind; harmless when repeated. It begins with so many `loaders`."""
 
-    def __init__(self, loaders: int, memory: int | str | None, arena: Arena | None = None) -> None:
+    def __init__(self, loaders: int, arena: Arena | None = None) -> None:
         self.loaders = loaders
         with contextlib.ExitStack() as made:  # in case that the next thing cannot be
-            self.arena = arena or make_arena(memory)
+            self.arena = arena or make_arena()
             made.callback(self.arena.close)
             self.run_dir = RunDirectory.create()
             made.callback(self.run_dir.remove)
@@ -46,10 +46,12 @@ def loaders_to_start(loaders: int | None, model: str | None) -> int:
     return loaders or unitcache.recall_loaders(model) or LOADERS
 
 
-def make_arena(memory: int | str | None) -> Arena:
-    """An arena as long as it may ever grow: the budget, or all memory there is. Sparse, so that costs nothing."""
-    whole = total_nbytes()
-    nbytes = min(memory, whole) if isinstance(memory, int) else whole
+def make_arena() -> Arena:
+    """An arena as long as all memory there is: sparse, so that costs nothing.
+
+    Not as the budget: compute lays its largest unit into it before it can be said that the budget is too small.
+    """
+    nbytes = total_nbytes()
     try:
         return Arena.create(nbytes)
     except OSError as error:

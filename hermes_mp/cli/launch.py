@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def quarters_of(config: LaunchConfig) -> Quarters:
-    return Quarters(loaders_to_start(config.loaders, config.model), config.memory)
+    return Quarters(loaders_to_start(config.loaders, config.model))
 
 
 def _open_standard_streams() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ LAUNCH = Command(
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise BadOption(message)
+        switch = re.fullmatch("argument (--[a-z-]+)/--no-[a-z-]+: ignored explicit argument (.*)", message)
+        raise BadOption(f"{switch[1]} takes no value, not {switch[2]}" if switch else message)
 
 
 class _Version(argparse.Action):
@@ -128,7 +130,8 @@ def _parser(command: Command[C]) -> argparse.ArgumentParser:
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         shown = isinstance(one.default, int | float | str) and option.kind.flag == "value"
-        text = f"{option.help} (default: {one.default})" if shown else option.help
+        default = f"{one.default:g}" if isinstance(one.default, float) else one.default
+        text = f"{option.help} (default: {default})" if shown else option.help
         settings: dict[str, Any] = {"dest": one.name, "help": text}
         if option.kind.flag == "switch":
             settings |= {"action": argparse.BooleanOptionalAction}
