@@ -1,17 +1,19 @@
 """Gathers the figures of a run, message by message, from the daemon; `report()` is what they come to.
 
 It has no clock and measures nothing itself. Times are nanoseconds of one clock. Medians, because the first pass also
-waits for the disk to wake up.
+waits for the disk to wake up; of the last ones, because a run that lives for weeks must not grow with every pass.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 from hermes_mp.core.report import Memory, Report, Seconds, Verified
 from hermes_mp.core.squeeze import Change
 from hermes_mp.messages import PassEnded, PassStarted, RowsRead, RunPlan, Ticket, UnitDone, UnitLoaded
 
+RECENT = 1024  # passes whose figures are kept; each took 100 bytes of the daemon for good
 OPEN_INTERVALS = 64  # reads overlap only their neighbours: older gaps never close again
 
 
@@ -41,15 +43,16 @@ class Ledger:
         self._read_nbytes = 0
         self._rows_nbytes = 0
         self._unused: dict[Ticket, int] = {}
+        self._never_used_nbytes = 0  # of loads that are no longer among them
         self._busy = _Busy()
         self._pass: PassStarted | None = None
         self._pass_stall_ns = 0
         self._pass_read_nbytes = 0
         self._last_end_ns: int | None = None
-        self._seconds: list[float] = []
-        self._token_seconds: list[float] = []
-        self._prefill_seconds: list[float] = []
-        self._read_per_pass: list[int] = []
+        self._seconds = _Recent()
+        self._token_seconds = _Recent()
+        self._prefill_seconds = _Recent()
+        self._read_per_pass = _Recent()
         self._stall_ns = 0
         self._pass_ns = 0
         self._peaks: dict[str, int] = {}
@@ -81,6 +84,8 @@ class Ledger:
         self._read(message.nbytes, message.started_ns, message.ended_ns)
         self._direct.add(message.direct)
         self._unused[message.ticket] = message.nbytes
+        if len(self._unused) > RECENT:
+            self._never_used_nbytes += self._unused.pop(next(iter(self._unused)))
 
     def rows_read(self, message: RowsRead) -> None:
         """Bytes of an embedding's rows: always of use."""
@@ -110,15 +115,15 @@ class Ledger:
             self._last_end_ns = None
             return
         nanoseconds = message.at_ns - begun.at_ns
-        self._seconds.append(nanoseconds / 1e9)
-        self._read_per_pass.append(read_nbytes)
+        self._seconds.add(nanoseconds / 1e9)
+        self._read_per_pass.add(read_nbytes)
         self._pass_ns += nanoseconds
         self._stall_ns += self._pass_stall_ns
         if begun.tokens == 1 and self._last_end_ns is not None:
             # From end to end: choosing the token and the code between the passes are part of its price.
-            self._token_seconds.append((message.at_ns - self._last_end_ns) / 1e9)
+            self._token_seconds.add((message.at_ns - self._last_end_ns) / 1e9)
         elif begun.tokens > 1:
-            self._prefill_seconds.append(nanoseconds / 1e9)
+            self._prefill_seconds.add(nanoseconds / 1e9)
         self._last_end_ns = message.at_ns
 
     def memory_sampled(self, nbytes: Mapping[str, int], exact: bool) -> None:
@@ -132,15 +137,15 @@ class Ledger:
         """The report so far."""
         busy_s = self._busy.total_ns() / 1e9
         modes = {frozenset((True,)): "direct", frozenset((False,)): "buffered", frozenset((True, False)): "mixed"}
-        per_pass = _median([float(one) for one in self._read_per_pass])
+        per_pass = self._read_per_pass.median()
         return Report(
-            passes=_seconds(self._seconds),
-            tokens=_seconds(self._token_seconds),
-            prefills=_seconds(self._prefill_seconds) if self._token_seconds else None,
+            passes=self._seconds.told(),
+            tokens=self._token_seconds.told(),
+            prefills=self._prefill_seconds.told() if self._token_seconds.count else None,
             first_read_s=None if self._first_read_ns is None else (self._first_read_ns - self.started_ns) / 1e9,
             read_nbytes=self._read_nbytes,
             read_nbytes_per_pass=None if per_pass is None else round(per_pass),
-            read_nbytes_unused=sum(self._unused.values()),
+            read_nbytes_unused=self._never_used_nbytes + sum(self._unused.values()),
             read_rate_nbytes_per_s=self._read_nbytes / busy_s if busy_s else None,
             read_mode=modes.get(frozenset(self._direct), "none"),
             stall_percent=100 * self._stall_ns / self._pass_ns if self._pass_ns else None,
@@ -193,12 +198,22 @@ class _Busy:
         return self._closed_ns + sum(end - start for start, end in self._open)
 
 
-def _median(values: list[float]) -> float | None:
-    # The standard library's costs the daemon 3 MB: statistics brings fractions, decimal and random.
-    middle = sorted(values)[(len(values) - 1) // 2 : len(values) // 2 + 1]
-    return sum(middle) / len(middle) if middle else None
+class _Recent:
+    """The last of many figures, and how many there were."""
 
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=RECENT)
+        self.count = 0
 
-def _seconds(values: list[float]) -> Seconds | None:
-    median = _median(values)
-    return None if median is None else Seconds(median, len(values))
+    def add(self, figure: float) -> None:
+        self._last.append(figure)
+        self.count += 1
+
+    def median(self) -> float | None:
+        # The standard library's costs the daemon 3 MB: statistics brings fractions, decimal and random.
+        middle = sorted(self._last)[(len(self._last) - 1) // 2 : len(self._last) // 2 + 1]
+        return sum(middle) / len(middle) if middle else None
+
+    def told(self) -> Seconds | None:
+        median = self.median()
+        return None if median is None else Seconds(median, self.count)

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_mp.core.ledger import Ledger, _Busy
+from hermes_mp.core.ledger import RECENT, Ledger, _Busy
 from hermes_mp.core.report import render_report
 from hermes_mp.core.squeeze import Change
 from hermes_mp.messages import Epoch, LoaderNo, PassEnded, PassStarted, RowsRead, Ticket, UnitDone, UnitLoaded
@@ -32,6 +32,19 @@ def a_pass(ledger: Ledger, start_ms: int, end_ms: int, tokens: int, *units: Unit
     for unit in units:
         ledger.unit_done(unit, LOADED_BY.get(unit.ticket, unit.ticket))
     ledger.pass_ended(PassEnded(end_ms * MS, complete))
+
+
+def test_a_run_that_lives_for_weeks_keeps_no_more_than_its_last_passes() -> None:
+    """The daemon took a KiB more with every request, which the soak campaign found."""
+    ledger = Ledger(1, None, started_ns=0)
+    for number in range(3 * RECENT):
+        ledger.unit_loaded(loaded(number, 1000, 0, 1))
+        a_pass(ledger, 10 * number, 10 * number + (1 if number < 2 * RECENT else 3), 1)
+    report = ledger.report()
+    assert report.passes is not None
+    assert (report.passes.median_s, report.passes.count) == (0.003, 3 * RECENT)
+    assert report.read_nbytes_unused == 3 * RECENT * 1000
+    assert len(ledger._seconds._last) == len(ledger._read_per_pass._last) == len(ledger._unused) == RECENT
 
 
 def test_a_run_that_generates() -> None:
