@@ -137,7 +137,8 @@ def test_a_refused_load_leaves_nothing(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("BertModel", "BertForSequenceClassification"))
     with pytest.raises(MissingWeights):
         load(tmp_path)
-    for options in ({"loaders": 0}, {"loaders": 65}, {"memory": "much"}, {"dtype": "int8"}, {"batch": 0}):
+    deadlines = {"soft_deadline": 0.0}, {"hard_deadline": -1.0}
+    for options in ({"loaders": 0}, {"loaders": 65}, {"memory": "much"}, {"dtype": "int8"}, {"batch": 0}, *deadlines):
         with pytest.raises(BadOption):
             load(tmp_path, **options)
 
