@@ -119,8 +119,9 @@ class Child:
         if code >= 0:
             return f"exit code {code}"
         text = f"killed by {signal.Signals(-code).name}"
-        if -code == signal.SIGKILL and memory.oom_kills() > self._oom_kills:
-            text += ", probably by the kernel for want of memory"
+        with contextlib.suppress(OSError):  # it has ended, whatever more could be said of that
+            if -code == signal.SIGKILL and memory.oom_kills() > self._oom_kills:
+                text += ", probably by the kernel for want of memory"
         return text
 
 
