@@ -65,8 +65,8 @@ def load(
 
     Unless `memory` is None glibc gives blocks from 64 KiB back at once (`mallopt`) in all of this process from then on.
     Raises a `HermesError`: ModelNotFound, NoSafetensors, CheckpointBroken, UnsupportedDtype, UnsupportedCheckpoint,
-    MissingWeights, BudgetTooSmall, BadOption. The model's calls may raise CallTooLarge, ReadFailed, WeightsChanged,
-    NeedsAllWeights, and DaemonLost within a second of the daemon's end.
+    MissingWeights, BudgetTooSmall, BadOption, SystemCallFailed. The model's calls may raise CallTooLarge, ReadFailed,
+    WeightsChanged, NeedsAllWeights, SystemCallFailed, and DaemonLost within a second of the daemon's end.
     """
     config = StreamConfig(
         model=os.fspath(model),

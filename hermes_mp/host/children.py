@@ -124,11 +124,12 @@ class Child:
             return f"exit code {code}"
         text = f"killed by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
-            anywhere, here = (now - before for now, before in zip(memory.oom_kills(), self._oom_kills, strict=True))
-            self.starved = anywhere > 0 or here > 0
-            if here > 0:
-                return "killed by the kernel for lack of memory"
-            text += ", probably by the kernel for lack of memory" if anywhere > 0 else ""
+            with contextlib.suppress(OSError):  # it has ended, whatever more could be said of that
+                anywhere, here = (now - before for now, before in zip(memory.oom_kills(), self._oom_kills, strict=True))
+                self.starved = anywhere > 0 or here > 0
+                if here > 0:
+                    return "killed by the kernel for lack of memory"
+                text += ", probably by the kernel for lack of memory" if anywhere > 0 else ""
         return text
 
 

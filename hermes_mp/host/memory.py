@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from hermes_mp.errors import SystemCallFailed
 from hermes_mp.host import procstat
 from hermes_mp.host.ceilings import Ceilings, own_oom_kills
 from hermes_mp.host.retrying import retried
@@ -102,7 +103,10 @@ def mapping_nbytes(field: str, start: int) -> int:
 
 def total_nbytes() -> int:
     """The machine's memory."""
-    return _fields("/proc/meminfo")["MemTotal"]
+    found = _fields("/proc/meminfo").get("MemTotal")
+    if found is None:
+        raise SystemCallFailed("/proc/meminfo does not say how much memory there is", "mount /proc")
+    return found
 
 
 def available_nbytes() -> int:
