@@ -21,7 +21,7 @@ fault: .venv/test
 	$(BIN)/python -m pytest tests/faults
 
 fault-full: .venv/test
-	cd tests && for campaign in kill daemon stop end calls header wire soak; do \
+	cd tests && for campaign in kill daemon stop end files calls header wire soak; do \
 	  ../$(BIN)/python -m campaigns $$campaign --out ../fault-$$campaign.jsonl || exit 1; done
 
 check: .venv/test

@@ -81,6 +81,7 @@ from hermes_mp.messages import (
     PassForecast,
     PassStarted,
     RecallUnit,
+    RequestFailed,
     RunEnded,
     RunPlan,
     RunRequest,
@@ -421,8 +422,8 @@ class Daemon:
             if message.traceback:
                 self.front.say(message.traceback)
             self.compute.happened(Happened.SAID_FAILED)
-            self.end(revived(message.exit_code, message.text))
-        elif not isinstance(message, (PassStarted, PassEnded)) or not self._files_changed():
+            self.end(self.guard.change() or revived(message.exit_code, message.text))
+        elif not isinstance(message, (PassStarted, PassEnded, RequestFailed)) or not self._files_changed():
             if isinstance(message, PassStarted):
                 self._feed(message)
             self.front.told(message)

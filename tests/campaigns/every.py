@@ -7,6 +7,7 @@ import math
 from campaigns.calls import CallsCampaign
 from campaigns.daemon import DaemonCampaign
 from campaigns.end import EndCampaign
+from campaigns.files import FilesCampaign
 from campaigns.header import HeaderCampaign
 from campaigns.kill import KillCampaign
 from campaigns.soak import SoakCampaign
@@ -18,6 +19,7 @@ CAMPAIGNS = {
     "daemon": (DaemonCampaign, 200, 15),
     "stop": (StopCampaign, 200, 10),
     "end": (EndCampaign, 100, 10),
+    "files": (FilesCampaign, 300, 20),
     "header": (HeaderCampaign, 100_000, 10_000),
     "wire": (WireCampaign, 100_000, 10_000),
     "soak": (SoakCampaign, 600, 45),

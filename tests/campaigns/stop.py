@@ -16,7 +16,7 @@ from campaigns.kill import HANG_S, check
 from launching import Launch
 
 FAULTS = 4  # of a run
-DEADLINES = ("--soft-deadline", 0.2, "--hard-deadline", 1.5)
+OPTIONS = ("--soft-deadline", 0.2, "--hard-deadline", 1.5, "--verify", "always")
 LONGEST_S = 2.5
 FOR_EVER = 0.3  # of them are woken up only when the run is to end
 
@@ -29,7 +29,7 @@ class StopCampaign(Campaign):
         chance = ground.chance(number)
         expected: list[str] = []
         asleep: list[int] = []
-        with Launch(ground.home(number), *ground.words(chance.randint(2, 3)), *DEADLINES, lines=True) as run:
+        with Launch(ground.home(number), *ground.words(chance.randint(2, 3)), *OPTIONS, lines=True) as run:
             for _ in range(FAULTS):
                 prompt = chance.choice(PROMPTS)
                 run.write(prompt + "\n")

@@ -3,7 +3,8 @@
 A site is (role of the process, function, file, name of the caller, line): the innermost frame of hermes_mp, with none
 but the standard library's, pyzmq's and `host/retrying.py` between it and the call. What others open is not ours.
 `CALLS` holds what to do as JSON: {"record": FILE}, or {"site", "how", "first", "forever", "fired": FILE}: `site` is its
-beginning, `how` an errno or "short"; `first` counts its calls in a process; unless `forever` it fails once in a run.
+beginning, `how` an errno, "short" or "flip" (a bit of what `preadv` brings); `first` counts its calls in a process;
+unless `forever` it fails once in a run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import io
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 CALLS = "HERMES_FAILING_CALLS"
-SHORT = "short"
+SHORT, FLIP = "short", "flip"
 HERE = os.path.dirname(os.path.abspath(__file__))
 RETRYING = "/hermes_mp/host/retrying.py"
 BETWEEN = (sysconfig.get_path("stdlib") + os.sep, HERE + os.sep)
@@ -116,6 +118,8 @@ def _wrapped(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
                 _busy.in_call = False
         if how == SHORT:
             return _short(name, call, words)
+        if how == FLIP:
+            return _flipped(call, words)
         if name in ("send", "recv"):
             import zmq
 
@@ -133,6 +137,15 @@ def _short(name: str, call: Callable[..., Any], words: tuple[Any, ...]) -> Any:
         with first[: max(1, len(first) // 2)] as half:
             return call(words[0], [half], *words[2:])
     return call(words[0], max(1, words[1] // 2), *words[2:])
+
+
+def _flipped(call: Callable[..., Any], words: tuple[Any, ...]) -> Any:
+    """Somewhere in the first half: what lies behind the end of a range may be anything."""
+    nbytes = call(*words)
+    if nbytes:
+        into = memoryview(words[1][0])
+        into[random.randrange((nbytes + 1) // 2)] ^= 1 << random.randrange(8)
+    return nbytes
 
 
 class _Function:
