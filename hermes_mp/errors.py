@@ -252,7 +252,7 @@ def refused(error: OSError | SystemCallFailed) -> SystemCallFailed:
     place, trace = "a system call", error.__traceback__
     while trace is not None:
         _, ours, path = trace.tb_frame.f_code.co_filename.rpartition("/hermes_mp/")
-        if ours:
+        if ours and path != "host/retrying.py":
             place = f"{path}, line {trace.tb_lineno} ({trace.tb_frame.f_code.co_name})"
         trace = trace.tb_next
     why = error.strerror or str(error) or type(error).__name__

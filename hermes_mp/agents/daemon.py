@@ -352,8 +352,7 @@ class Daemon:
                 self.front.loaded(message, unit)
                 self._feed(message)
         elif isinstance(message, LoadFailed):
-            self._loading.pop(message.ticket, None)
-            self._load_failed(self.guard.explain(message))
+            self._load_failed(self.guard.explain(message, self._loading.pop(message.ticket, None)))
         elif isinstance(message, LoaderFailed):
             self.front.say(f"loader {message.loader} cannot start: {message.text}")
             self.crew.happened(message.loader, message.epoch, Happened.SAID_FAILED)

@@ -49,18 +49,16 @@ class Guard:
         first = self._units.units[unit].ranges[0]
         path = self._checkpoint.files[first.file].path
         end = max(part.offset + part.nbytes for part in self._units.units[unit].ranges if part.file == first.file)
-        text = (
-            f"{path}: what was read of bytes {first.offset} to {end}{self._names(first.file, first.offset, end)} has "
-            f"the checksum {loaded.checksum:08x}, it had {before:08x}"
-        )
+        where = f"bytes {first.offset} to {end}{self._names(first.file, first.offset, end, unit)}"
+        text = f"{path}: what was read of {where} has the checksum {loaded.checksum:08x}, it had {before:08x}"
         return LoadFailed(loaded.loader, loaded.epoch, loaded.ticket, WeightsChanged.exit_code, text)
 
-    def explain(self, failed: LoadFailed) -> LoadFailed:
-        """The same, with the tensor named."""
-        if len(failed.where) != 2 or not 0 <= failed.where[0] < len(self._checkpoint.files):
+    def explain(self, failed: LoadFailed, unit: UnitNo | None) -> LoadFailed:
+        """The same, with the tensor named: a loader knows none."""
+        if unit is None or len(failed.where) != 2 or not 0 <= failed.where[0] < len(self._checkpoint.files):
             return failed
         file, offset = failed.where
-        return replace(failed, text=clip(failed.text + self._names(file, offset, offset + 1)))
+        return replace(failed, text=clip(failed.text + self._names(file, offset, offset + 1, unit)))
 
     def change(self) -> WeightsChanged | None:
         """What has become of a file since its header was read."""
@@ -95,9 +93,7 @@ class Guard:
         self._keeper = threading.Thread(target=keep)
         self._keeper.start()
 
-    def _names(self, file: int, begin: int, end: int) -> str:
+    def _names(self, file: int, begin: int, end: int, unit: UnitNo) -> str:
         names = self._checkpoint.tensors_in(file, begin, end)
-        if not names:
-            return ""
-        shown = repr(names[0]) if len(names) == 1 else f"{names[0]!r} to {names[-1]!r}"
-        return f" ({'tensor' if len(names) == 1 else 'tensors'} {shown})"
+        what = " to ".join(dict.fromkeys((names[0], names[-1]))) + ", of " if names else ""
+        return f" (in {what}unit {unit})"

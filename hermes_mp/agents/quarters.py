@@ -7,9 +7,10 @@ to their first byte may take 0.3 s.
 from __future__ import annotations
 
 import contextlib
+import resource
 
 from hermes_mp.agents.crew import LoaderCrew
-from hermes_mp.errors import OutOfMemory
+from hermes_mp.errors import OutOfMemory, SystemCallFailed
 from hermes_mp.host import unitcache
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.children import DeathPipe
@@ -17,6 +18,9 @@ from hermes_mp.host.memory import total_nbytes
 from hermes_mp.host.rundir import RunDirectory
 
 LOADERS = 3  # to begin with, where nothing is known
+FILES = 128  # that a process must be able to open: ZeroMQ ends a program that runs out of them
+FILES_PER_LOADER = 4
+RAISE = "raise that: ulimit -n 1024"
 LEAVE_S = 0.5  # how long loaders may take to leave when asked; they have nothing to lose
 
 
@@ -25,6 +29,7 @@ class Quarters:
 
     def __init__(self, loaders: int, arena: Arena | None = None) -> None:
         self.loaders = loaders
+        allow_files(FILES + FILES_PER_LOADER * loaders)
         with contextlib.ExitStack() as made:  # in case that the next thing cannot be
             self.arena = arena or make_arena()
             made.callback(self.arena.close)
@@ -39,6 +44,15 @@ class Quarters:
 
     def close(self) -> None:
         self._made.close()
+
+
+def allow_files(count: int) -> None:
+    """Have this process and its children open so many, where fewer are allowed. Raises SystemCallFailed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        if hard != resource.RLIM_INFINITY and hard < count:
+            raise SystemCallFailed(f"no process may open more than {hard} files, and {count} may be needed", RAISE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def loaders_to_start(loaders: int | None, model: str | None) -> int:

@@ -105,6 +105,10 @@ def read_failed(stage: Stage) -> Ended:
     return launch(stage.home, "--model", model, *PROMPT)
 
 
+def system_call_failed(stage: Stage) -> Ended:
+    return stage.run("sh", "-c", f"ulimit -n 100; {LAUNCH} --model '{stage.models}/gpt2' --prompt ship")
+
+
 def weights_changed(stage: Stage) -> Ended:
     model = stage.copy("big")
     with Launch(stage.home, "--model", model, *PROMPT, "--memory", "none") as run:
@@ -185,7 +189,8 @@ FAULTS: dict[type[HermesError], tuple[Callable[[Stage], Ended], str]] = {
     errors.CallTooLarge: (call_too_large, r"need [0-9.]+ MiB, but [0-9.]+ MiB are reserved, .*raise --context"),
     errors.MissingPackage: (missing_package, r"images need Pillow, which is not installed; run `pip install pillow`"),
     errors.OutOfMemory: (out_of_memory, r"no address space for [0-9]+ MiB of slots: Cannot allocate.*; lower --memory"),
-    errors.ReadFailed: (read_failed, r"model\.safetensors cannot be read: Input/output error; check the disk"),
+    errors.ReadFailed: (read_failed, r"model\.safetensors cannot be read at byte 0: Input/output error; check"),
+    errors.SystemCallFailed: (system_call_failed, r"may open more than 100 files, and \d+ may be needed; raise that: "),
     errors.WeightsChanged: (weights_changed, r"model\.safetensors was truncated from .*; let nothing write"),
     errors.DownloadFailed: (download_failed, r"org/name cannot be downloaded: .*; check the disk's free space"),
     errors.WriteFailed: (write_failed, r"standard output cannot be written: No space left on device; see where"),
