@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from hermes_mp.agents import status
@@ -21,7 +21,8 @@ from hermes_mp.agents.computing import Computing
 from hermes_mp.agents.front import Front
 from hermes_mp.agents.guard import Guard
 from hermes_mp.agents.quarters import LEAVE_S, Quarters
-from hermes_mp.config import FIRST
+from hermes_mp.agents.remembering import Remembering
+from hermes_mp.agents.settings import DaemonSettings
 from hermes_mp.core import pipeload
 from hermes_mp.core.budget import MIN_SLOTS, Needs
 from hermes_mp.core.lifecycle import Happened
@@ -58,7 +59,6 @@ from hermes_mp.errors import (
     revived,
 )
 from hermes_mp.host import unitcache
-from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.host.mounts import device_of
 from hermes_mp.host.scheduling import take_short_turns
 from hermes_mp.host.wire import Hub, Peer, Poller
@@ -102,32 +102,6 @@ COMPUTE_LOST = "see above; with too little memory lower --context"
 TURN_S = 0.1  # the longest sleep of the loop: memory is sampled and the person kept informed this often
 
 
-@dataclass(frozen=True)
-class DaemonSettings:
-    """What a daemon is told. `caller_death_fd` hangs up when the caller behind `load` is gone; -1 in a launch."""
-
-    checkpoint: Checkpoint
-    loaders: int | None  # None: as many as compute's plan says
-    memory: int | str | None  # bytes, "auto" or None: no limit
-    context: int | None
-    batch: int
-    dtype: str
-    threads: int | None
-    options: dict[str, Any] = field(default_factory=dict)
-    caller_death_fd: int = -1
-    sample_exactly: bool = False
-    slots: int | None = None  # so many, whatever the budget says; for tests and benchmarks
-    eager: bool = True  # read before the first pass begins
-    timeout_s: float | None = None  # compute may stand still for so long
-    verify: str = FIRST
-    soft_s: float = 2.0  # a load without progress for so long is also read into another slot
-    hard_s: float = 30.0  # then its loader is killed
-
-    @property
-    def has_caller(self) -> bool:
-        return self.caller_death_fd >= 0
-
-
 class Daemon:
     """Use as a context: whatever happens inside, no process, socket file or memory is left."""
 
@@ -144,17 +118,13 @@ class Daemon:
         self.guard = Guard(settings.checkpoint, settings.verify)
         self.mind: Pipeload | None = None
         self.units = UnitList((), ())
-        self._cache = unitcache.entry_path(
-            settings.checkpoint.digest, settings.dtype, settings.context, settings.batch, settings.memory,
-            settings.loaders,
-        )
+        self._remembering = Remembering(settings, front.say)
         self.plan = RunPlan(quarters.loaders)  # until compute says more
         self._described: tuple[list[UnitFile], list[UnitSpec]] = ([], [])
-        self._loading: dict[Ticket, UnitNo] = {}
+        self._loading: dict[Ticket, tuple[UnitNo, Peer]] = {}
         self._leased: dict[Ticket, tuple[UnitNo, Ticket]] = {}
         self._started: dict[Peer, LoaderStarted] = {}
         self.divided = False
-        self._unkept = ""  # why the cache cannot be written, once that was said
         self._no_loaders = ""  # why, once the last one was not replaced
         self._stillness = Stillness(None if settings.timeout_s is None else round(settings.timeout_s * 1e9))
         self._start: tuple[int, int] | None = None  # what the present units leave compute to start with, and reserve
@@ -183,9 +153,8 @@ class Daemon:
 
     def start(self) -> None:
         """Where the units are known from an earlier run, let the loaders read at once; then spawn compute."""
-        known = unitcache.recall(self._cache)
-        ours = known is not None and (known.start_nbytes or self.settings.has_caller)  # a caller's base is its own
-        if known is not None and ours and self._is_of_this_checkpoint(known.units):
+        known = self._remembering.recall()
+        if known is not None:
             try:
                 self._follow(known.plan)
                 # While compute starts the slots fill, so what it takes then must have room beside them.
@@ -194,7 +163,10 @@ class Daemon:
             except HermesError:
                 self.mind = None  # compute's own figures will tell; a guess refuses nobody
         if not self.settings.has_caller:
-            self.compute.start(self._compute_settings(), (self._quarters.death.read_fd, self.arena.fd))
+            fds = self._quarters.death.read_fd, self.arena.fd
+            ours = {"endpoint": self.hub.endpoint, "parent_pid": os.getpid(), "granule": self.arena.granule}
+            ours |= {"death_fd": fds[0], "arena_fd": fds[1]}
+            self.compute.start(self.settings.for_compute() | ours, fds)
             self.accounting.compute_began(self.compute.pid)
 
     def run(self) -> None:
@@ -247,7 +219,7 @@ class Daemon:
 
     def _close_guard(self) -> None:
         self.guard.close()
-        self._say_unkept(self.guard.failure)
+        self._remembering.failed(self.guard.failure)
 
     # --- the loop
 
@@ -341,10 +313,11 @@ class Daemon:
             self._name_files(peer)
             self._feed(message)
         elif isinstance(message, UnitLoaded):
-            unit = self._loading.pop(message.ticket, None)
-            if unit is None:
+            ordered = self._loading.pop(message.ticket, None)
+            if ordered is None:
                 self._feed(message)
                 return
+            unit, _ = ordered
             judged = self.guard.judge(message, unit)
             if isinstance(judged, LoadFailed):
                 self._load_failed(judged)
@@ -352,7 +325,8 @@ class Daemon:
                 self.front.loaded(message, unit)
                 self._feed(message)
         elif isinstance(message, LoadFailed):
-            self._load_failed(self.guard.explain(message, self._loading.pop(message.ticket, None)))
+            ordered = self._loading.pop(message.ticket, None)
+            self._load_failed(message if ordered is None else self.guard.explain(message, ordered[0]))
         elif isinstance(message, LoaderFailed):
             self.front.say(f"loader {message.loader} cannot start: {message.text}")
             self.crew.happened(message.loader, message.epoch, Happened.SAID_FAILED)
@@ -378,7 +352,9 @@ class Daemon:
                 return
 
     def _loader_gone(self, loader: LoaderNo, epoch: Epoch) -> None:
-        self._started.pop(Peer("loader", loader, epoch), None)
+        peer = Peer("loader", loader, epoch)
+        self._started.pop(peer, None)
+        self._loading = {ticket: ordered for ticket, ordered in self._loading.items() if ordered[1] != peer}
         self._feed(LoaderGone(loader, epoch))
 
     def _loader_stuck(self, loader: LoaderNo, epoch: Epoch, state: str) -> None:
@@ -426,24 +402,6 @@ class Daemon:
             if isinstance(message, PassStarted):
                 self._feed(message)
             self.front.told(message)
-
-    def _compute_settings(self) -> dict[str, Any]:
-        """What every incarnation is told beside its epoch."""
-        return {
-            "directory": str(self.settings.checkpoint.directory),
-            "endpoint": self.hub.endpoint,
-            "parent_pid": os.getpid(),
-            "death_fd": self._quarters.death.read_fd,
-            "arena_fd": self.arena.fd,
-            "dtype": self.settings.dtype,
-            "context": self.settings.context,
-            "batch": self.settings.batch,
-            "threads": self.settings.threads,
-            "memory": self.settings.memory,
-            "loaders": self.settings.loaders,
-            "granule": self.arena.granule,
-            "options": self.settings.options,
-        }
 
     def _compute_ended(self) -> None:
         """It is replaced where that is allowed: the weights that lie in slots stay there."""
@@ -520,24 +478,12 @@ class Daemon:
             return
         self._start = max(message.base_nbytes, needs.start - message.reserve_nbytes), message.reserve_nbytes
         entry = unitcache.Remembered(units, message.base_nbytes, needs.start, message.reserve_nbytes, self.plan)
-        self._say_unkept(unitcache.remember(self._cache, entry))
-        if self.settings.loaders is None:
-            self._say_unkept(unitcache.remember_loaders(str(self.settings.checkpoint.directory), self.plan.loaders))
+        self._remembering.remember(entry)
         self.divided = True
         self.compute.send(SlotsDivided(self.slots.planned, self.slots.slot_nbytes, self.slots.reserve_nbytes))
         self.front.ready(units)
 
-    def _say_unkept(self, why: str) -> None:
-        """Once; the run goes on."""
-        if why and not self._unkept:
-            self._unkept = why
-            self.front.say(why)
-
     # --- units and slots
-
-    def _is_of_this_checkpoint(self, units: UnitList) -> bool:
-        files = tuple(UnitFile(str(file.path), file.nbytes) for file in self.settings.checkpoint.files)
-        return units.files == files
 
     def _needs(self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
         return self.accounting.needs(self.plan.loaders, base_nbytes, reserve_nbytes, wish_nbytes)
@@ -634,12 +580,13 @@ class Daemon:
     def _perform(self, action: pipeload.Action) -> None:
         if isinstance(action, Load):
             spec = self.units.units[action.unit]
-            self._loading[action.ticket] = action.unit
+            peer = Peer("loader", action.loader, action.epoch)
+            self._loading[action.ticket] = action.unit, peer
             base = self.slots.bases[action.slot]
             room = self.slots.slot_nbytes
             checked = self.guard.wants(action.unit)
             order = LoadUnit(action.epoch, action.ticket, action.unit, base, room, spec.ranges, checked)
-            if not self.hub.send(Peer("loader", action.loader, action.epoch), order):
+            if not self.hub.send(peer, order):
                 self.crew.kill(action.loader, action.epoch)  # it reads nothing any more
         elif isinstance(action, Announce):
             assert self.mind is not None

@@ -53,9 +53,9 @@ class Guard:
         text = f"{path}: what was read of {where} has the checksum {loaded.checksum:08x}, it had {before:08x}"
         return LoadFailed(loaded.loader, loaded.epoch, loaded.ticket, WeightsChanged.exit_code, text)
 
-    def explain(self, failed: LoadFailed, unit: UnitNo | None) -> LoadFailed:
+    def explain(self, failed: LoadFailed, unit: UnitNo) -> LoadFailed:
         """The same, with the tensor named: a loader knows none."""
-        if unit is None or len(failed.where) != 2 or not 0 <= failed.where[0] < len(self._checkpoint.files):
+        if len(failed.where) != 2 or not 0 <= failed.where[0] < len(self._checkpoint.files):
             return failed
         file, offset = failed.where
         return replace(failed, text=clip(failed.text + self._names(file, offset, offset + 1, unit)))

@@ -18,9 +18,10 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from hermes_mp.agents.daemon import Daemon, DaemonSettings
+from hermes_mp.agents.daemon import Daemon
 from hermes_mp.agents.front import Front, SilentFront
 from hermes_mp.agents.quarters import Quarters, loaders_to_start
+from hermes_mp.agents.settings import DaemonSettings
 from hermes_mp.agents.tracing import TracingFront
 from hermes_mp.errors import HermesError, InvariantBroken, refused
 from hermes_mp.host.arena import Arena

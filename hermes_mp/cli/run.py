@@ -12,8 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hermes_mp.agents.daemon import Daemon, DaemonSettings
+from hermes_mp.agents.daemon import Daemon
 from hermes_mp.agents.quarters import Quarters
+from hermes_mp.agents.settings import DaemonSettings
 from hermes_mp.agents.tracing import TracingFront
 from hermes_mp.cli import embedded
 from hermes_mp.cli.console import Console
@@ -27,7 +28,7 @@ from hermes_mp.host.checkpoint import Checkpoint, find_checkpoint
 from hermes_mp.host.trace import TraceWriter
 
 if TYPE_CHECKING:
-    from hermes_mp.cli.launch import Signals
+    from hermes_mp.cli.launching import Signals
 
 def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: int, signals: Signals) -> int:
     """The exit code of a run that ended as it should, or by a signal; raises a HermesError otherwise."""

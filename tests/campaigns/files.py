@@ -21,7 +21,7 @@ from campaigns.calls import ROOT, SHIM
 from campaigns.common import PROMPTS, Campaign, Failed, Record, bound
 from campaigns.kill import check
 from campaigns.shim.failing_calls import CALLS, FLIP
-from launching import Launch, launch
+from launching import Ended, Launch, launch
 
 from hermes_mp.errors import CheckpointBroken, ReadFailed, WeightsChanged
 
@@ -103,8 +103,7 @@ class FilesCampaign(Campaign):
         how = change.__name__
         if ended.code not in FOUND or str(model / WEIGHTS) not in ended.line:
             raise Failed(f"{how} while {state}: ended with {ended.code}: {ended.err[-2000:]!r}")
-        begun = ended.out.rstrip("\ufffd")
-        if not "".join(f"{self._ground.answers[one]}\n" for one in asked).startswith(begun):
+        if not "".join(f"{self._ground.answers[one]}\n" for one in asked).startswith(begun(ended)):
             raise Failed(f"{how} while {state}: answered {ended.out!r} to {asked}")
         yield self._ground.record(number, role="file", how=how, state=state, code=ended.code, line=ended.line)
 
@@ -132,7 +131,7 @@ class FilesCampaign(Campaign):
             check(ended, expected)
         elif ended.code != WeightsChanged.exit_code or "Traceback" in ended.err:
             raise Failed(f"{how}: ended with {ended.code}: {ended.out!r} {ended.err[-2000:]!r}")
-        elif not "".join(f"{one}\n" for one in expected).startswith(ended.out.rstrip("\ufffd")):
+        elif not "".join(f"{one}\n" for one in expected).startswith(begun(ended)):
             raise Failed(f"{how}: answered {ended.out!r} to {asked}")
         if not re.search(rf"{WEIGHTS}: what was read of bytes .* has the checksum", ended.err):
             raise Failed(f"{how} and not found: {ended.err[-2000:]!r}")
@@ -142,6 +141,11 @@ class FilesCampaign(Campaign):
         asked.append(chance.choice(PROMPTS))
         run.write(asked[-1] + "\n")
         return asked
+
+
+def begun(ended: Ended) -> str:
+    """What it said, without the end of a line, and of a character, that was broken off."""
+    return ended.out.rstrip("\n\ufffd")
 
 
 def ended_requests(run: Launch) -> int:

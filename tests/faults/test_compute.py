@@ -47,7 +47,7 @@ def is_ready(run: Launch) -> bool:
 
 
 def restarts(ended: Ended) -> int:
-    return len(re.findall(r"compute \(epoch \d+\) ended \(killed by SIGKILL\); it is started again", ended.err))
+    return len(re.findall(r"compute \(epoch \d+\) ended \(killed by SIGKILL[^)]*\); it is started again", ended.err))
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
