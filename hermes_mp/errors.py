@@ -143,7 +143,7 @@ class OutOfMemory(MachineError):
 
 
 class ReadFailed(MachineError):
-    """The disk gave an error or fewer bytes than the file's header promised; `offset`: where, 0 if unknown."""
+    """The disk gave an error or fewer bytes than the file's header promised."""
 
     exit_code = 31
     attempt = "check the disk (dmesg) and the file"

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         link: Link[ToCompute] = Link(
             settings["endpoint"], Peer("compute", 0, settings["epoch"]), ToCompute, daemon_fd=settings["death_fd"]
         )
-    except SystemCallFailed as error:
+    except (DaemonLost, SystemCallFailed) as error:
         print(f"compute: {error}", file=sys.stderr)
         return error.exit_code
     try:

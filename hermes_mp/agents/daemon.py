@@ -313,11 +313,10 @@ class Daemon:
             self._name_files(peer)
             self._feed(message)
         elif isinstance(message, UnitLoaded):
-            ordered = self._loading.pop(message.ticket, None)
-            if ordered is None:
+            unit = self._ordered(peer, message.ticket)
+            if unit is None:
                 self._feed(message)
                 return
-            unit, _ = ordered
             judged = self.guard.judge(message, unit)
             if isinstance(judged, LoadFailed):
                 self._load_failed(judged)
@@ -325,11 +324,19 @@ class Daemon:
                 self.front.loaded(message, unit)
                 self._feed(message)
         elif isinstance(message, LoadFailed):
-            ordered = self._loading.pop(message.ticket, None)
-            self._load_failed(message if ordered is None else self.guard.explain(message, ordered[0]))
+            unit = self._ordered(peer, message.ticket)
+            self._load_failed(message if unit is None else self.guard.explain(message, unit))
         elif isinstance(message, LoaderFailed):
             self.front.say(f"loader {message.loader} cannot start: {message.text}")
             self.crew.happened(message.loader, message.epoch, Happened.SAID_FAILED)
+
+    def _ordered(self, peer: Peer, ticket: Ticket) -> UnitNo | None:
+        """The unit that this loader was to load by this order, which has ended now."""
+        unit, who = self._loading.get(ticket, (None, None))
+        if who != peer:
+            return None
+        del self._loading[ticket]
+        return unit
 
     def _load_failed(self, failed: LoadFailed) -> None:
         """What compute waits for is read once more, so that a disk may err; not a file that is no longer the same."""

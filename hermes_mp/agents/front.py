@@ -60,7 +60,7 @@ class Front(Protocol):
 
 
 class SilentFront:
-    """Shows nothing: the front of a run behind `hermes_mp.load`."""
+    """Shows nothing but what goes wrong: the front of a run behind `hermes_mp.load`."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []
@@ -79,7 +79,8 @@ class SilentFront:
 
     def ready(self, units: UnitList) -> None: ...
 
-    def say(self, text: str) -> None: ...
+    def say(self, text: str) -> None:
+        hand_on(f"hermes-mp: {text}\n".encode())
 
     def heard(self, data: bytes) -> None:
         hand_on(data)

@@ -16,6 +16,8 @@ from hermes_mp.host import checksums
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.messages import LoadFailed, UnitLoaded, UnitNo, clip
 
+KEEP_S = 2.0  # the end of a run waits for no longer
+
 
 class Guard:
     """`mode`: what `--verify` was given."""
@@ -73,24 +75,22 @@ class Guard:
         return Verified(self._mode, self._integrity.compared, self._integrity.news, proven)
 
     def close(self) -> None:
-        """Keep what is new."""
+        """Keep what is new, unless the disk does not answer."""
         self._keep()
         if self._keeper is not None:
-            self._keeper.join()
+            self._keeper.join(KEEP_S)
 
     def _keep(self) -> None:
         """In a thread of its own: a slow card takes its time, and the loaders wait for orders."""
-        if self._integrity.news == self._kept:
+        if self._integrity.news == self._kept or (self._keeper is not None and self._keeper.is_alive()):
             return
-        if self._keeper is not None:
-            self._keeper.join()
         self._kept = self._integrity.news
         index = replace(self._index, units=dict(self._integrity.known))
 
         def keep() -> None:
             self.failure = index.keep()
 
-        self._keeper = threading.Thread(target=keep)
+        self._keeper = threading.Thread(target=keep, daemon=True)
         self._keeper.start()
 
     def _names(self, file: int, begin: int, end: int, unit: UnitNo) -> str:

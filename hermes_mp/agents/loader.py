@@ -107,6 +107,7 @@ def main(words: list[str]) -> int:
 def _serve(arguments: LoaderArguments, watch: DeathWatch) -> int:
     number, epoch = LoaderNo(arguments.loader), Epoch(arguments.epoch)
     peer = Peer("loader", arguments.loader, arguments.epoch)
+    started = False
     with contextlib.ExitStack() as stack:
         try:
             # No deadline: before the hub listens a model may have to be downloaded. The death pipe ends the wait.
@@ -114,6 +115,7 @@ def _serve(arguments: LoaderArguments, watch: DeathWatch) -> int:
             stack.callback(link.close, True)
             loader = Loader(arguments, link)
             link.send(LoaderStarted(number, epoch, os.getpid()))
+            started = True
             import setproctitle  # only now, as it costs 4 ms (logging) that the daemon need not wait for
 
             setproctitle.setproctitle(f"hermes: loader {number}")
@@ -125,13 +127,17 @@ def _serve(arguments: LoaderArguments, watch: DeathWatch) -> int:
             return error.exit_code  # a daemon that answers nobody; it will see this from our pidfd
         except (OSError, SystemCallFailed):
             raise
-        except Exception as error:  # the one broad except: whatever it is, the daemon hears of it
+        except Exception as error:  # the one broad except: whatever it is, the daemon hears of it, and replaces us
             code = error.exit_code if isinstance(error, HermesError) else InvariantBroken.exit_code
             if code == InvariantBroken.exit_code:
                 import traceback
 
                 traceback.print_exc()
-            with contextlib.suppress(DaemonLost):
-                link.send(LoaderFailed(number, epoch, code, clip(f"{type(error).__name__}: {error}")))
+            text = clip(f"{type(error).__name__}: {error}")
+            if started:
+                print(f"loader {number}: {text}", file=sys.stderr)
+            else:  # its successor would fail as well
+                with contextlib.suppress(DaemonLost):
+                    link.send(LoaderFailed(number, epoch, code, text))
             return code
     return 0

@@ -76,7 +76,7 @@ TABLE: dict[tuple[State, Happened], State] = {
     (_S.FAILED, _H.SAID_FAILED): _S.FAILED,
     (_S.FAILED, _H.STOP_ASKED): _S.FAILED,
     (_S.FAILED, _H.KILL_SENT): _S.FAILED,
-    (_S.FAILED, _H.OUTLIVED): _S.FAILED,
+    (_S.FAILED, _H.OUTLIVED): _S.UNKILLABLE,
     (_S.FAILED, _H.EXITED): _S.UNFIT,
 }
 
@@ -201,6 +201,8 @@ class Crew:
             self._dismiss(loader)
             if before is State.STOPPING:
                 return []
+            if before is State.FAILED:
+                return self._abandon(loader, "its start-up failed")
         elif happened is not Happened.EXITED:
             return []
         elif state is State.ENDED:

@@ -151,7 +151,7 @@ class Loaders:
     def wake_ns(self) -> int | None:
         """When `judge` can come to another verdict than now."""
         soft_ns, hard_ns = self.soft_ns, self._limits.hard_ns
-        times = [one.progress_ns + (hard_ns if one.slots[0].late else soft_ns) for one in self._busy()]
+        times = [one.progress_ns + (hard_ns if one.slots[0].late else min(soft_ns, hard_ns)) for one in self._busy()]
         return min(times, default=None)
 
     def at_work(self) -> dict[tuple[LoaderNo, Epoch], list[Slot]]:

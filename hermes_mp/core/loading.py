@@ -122,7 +122,7 @@ class Loading:
             self._last_ticket = event.ticket
             refusal = self._why_not(event)
             if refusal is not None:
-                return [self._failed(event.ticket, *refusal)]
+                return [self._failed(event.ticket, *refusal), *self._open_again(event)]
             self._under_way[event.ticket] = event
             return [Read(event)]
         if isinstance(event, LoadBroken):
@@ -131,13 +131,20 @@ class Loading:
             return [self._failed(event.ticket, event.exit_code, event.text, event.where), *self._leave()]
         if isinstance(event, OpenFile):
             self._files[event.file] = event
-            self._bad_files.pop(event.file, None)
-            return [Open(event.file, event.path, event.nbytes, event.chunk_nbytes, event.direct)]
+            return [self._open(event)]
         if isinstance(event, OpenFailed):
             self._bad_files[event.file] = event
             return []
         self._stopping = True
         return self._leave()
+
+    def _open(self, file: OpenFile) -> Open:
+        self._bad_files.pop(file.file, None)
+        return Open(file.file, file.path, file.nbytes, file.chunk_nbytes, file.direct)
+
+    def _open_again(self, load: LoadUnit) -> list[Action]:
+        """Those of its files that could not be opened: it may have passed by the next order."""
+        return [self._open(self._files[file]) for file in {one.file for one in load.ranges} & set(self._bad_files)]
 
     def _leave(self) -> list[Action]:
         """Once told to, and what was ordered before is read: its slots can be lent again without waiting for us."""

@@ -40,7 +40,7 @@ def keep(path: Path, text: str) -> str:
     except OSError as error:
         with contextlib.suppress(OSError):
             scratch.unlink()
-        return f"nothing can be kept in {path.parent} ({error.strerror}): every start will be slower"
+        return f"nothing can be kept in {path.parent} ({error.strerror})"
     return ""
 
 

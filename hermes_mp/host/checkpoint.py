@@ -54,10 +54,11 @@ class CheckpointFile:
     def change(self) -> str | None:
         """What has become of it since, in a few words; None where it is as it was."""
         try:
-            now = Stamp.of(os.stat(self.path))
-        except OSError as error:
-            gone = isinstance(error, FileNotFoundError)
-            return "was deleted" if gone else f"cannot be looked at: {error.strerror}"
+            now = Stamp.of(retried(os.stat, self.path))
+        except FileNotFoundError:
+            return "was deleted"
+        except OSError:  # no change: who reads it says what is wrong
+            return None
         then = self.stamp
         if now == then:
             return None

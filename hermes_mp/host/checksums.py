@@ -51,7 +51,7 @@ def recall(checkpoint: Checkpoint) -> Index:
         document = json.loads(path.read_text(encoding="utf-8"))
         sha256 = {str(name): str(value) for name, value in document["sha256"].items()}
         units = {str(key): int(value) for key, value in document["units"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return Index(path)
     return Index(path, sha256, units)
 
@@ -79,7 +79,8 @@ def prove(checkpoint: Checkpoint, told: Mapping[str, str], say: Callable[[str], 
     if not wanted:
         return ""
     index = recall(checkpoint)
-    todo = [file for file in checkpoint.files if index.sha256.get(file.path.name) != wanted.get(file.path.name)]
+    named = [file for file in checkpoint.files if file.path.name in wanted]
+    todo = [file for file in named if index.sha256.get(file.path.name) != wanted[file.path.name]]
     for file in todo:
         name = file.path.name
         found = sha256_of(file, functools.partial(_progress, say, name))
@@ -112,8 +113,11 @@ def _progress(say: Callable[[str], None], name: str, percent: int) -> None:
 
 def _sums(checkpoint: Checkpoint) -> dict[str, str]:
     """What the file SHA256SUMS says of the weights files; lines of another form are somebody else's."""
+    path = checkpoint.directory / SUMS
+    if not path.is_file():  # a FIFO would have us wait for ever
+        return {}
     try:
-        with open(checkpoint.directory / SUMS, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             lines = [_LINE.fullmatch(line) for line in file.read(MOST_SUMS_NBYTES).splitlines()]
     except OSError:
         return {}

@@ -30,7 +30,10 @@ PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(_
 BOOTSTRAP = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); from {} import main; sys.exit(main(sys.argv[1:]))"
 
 
-@dataclass
+_living: list[Child] = []
+
+
+@dataclass(eq=False)
 class Child:
     """A process that was started; its pidfd becomes readable when it has ended. `reap` it, or `forsake` it."""
 
@@ -104,10 +107,13 @@ class Child:
             self._process.wait()
             os.close(self.pidfd)
             self.pidfd = -1
+            _living.remove(self)
         return self._cause()
 
     def forsake(self) -> None:
         """Let go of one that cannot be killed: it ends when the kernel lets it, and is not `reap`ed by us."""
+        if self.pidfd >= 0:
+            _living.remove(self)
         for fd in (self.pidfd, self.voice_fd):
             if fd >= 0:
                 os.close(fd)
@@ -127,6 +133,9 @@ class Child:
             with contextlib.suppress(OSError):  # it has ended, whatever more could be said of that
                 anywhere, here = (now - before for now, before in zip(memory.oom_kills(), self._oom_kills, strict=True))
                 self.starved = anywhere > 0 or here > 0
+                if self.starved:
+                    for other in _living:  # this kill is accounted for
+                        other._oom_kills = (other._oom_kills[0] + (anywhere > 0), other._oom_kills[1] + (here > 0))
                 if here > 0:
                     return "killed by the kernel for lack of memory"
                 text += ", probably by the kernel for lack of memory" if anywhere > 0 else ""
@@ -181,6 +190,7 @@ def spawn(
             os.close(voice_fd)
         raise
     child = Child(title, process.pid, pidfd, process, kills, voice_fd)
+    _living.append(child)
     _prefer_as_victim(process.pid, oom_score)
     return child
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from campaigns.calls import ROOT, SHIM
-from campaigns.common import PROMPTS, Campaign, Failed, Record, bound
+from campaigns.common import PROMPTS, Campaign, Failed, Record, bound, status_of
 from campaigns.kill import check
 from campaigns.shim.failing_calls import CALLS, FLIP
 from launching import Ended, Launch, launch
 
-from hermes_mp.errors import CheckpointBroken, ReadFailed, WeightsChanged
+from hermes_mp.errors import WeightsChanged
 
 WEIGHTS = "model.safetensors"
 FLIPS = 0.4  # of the runs
@@ -31,7 +31,6 @@ ONCE = 0.7  # of those
 LONGEST_WAIT_S = 4.0  # torch is imported within two
 ASKED = 3  # prompts at most, once the fault is there: each has twelve passes
 LATEST_READ = 40  # of one loader
-FOUND = {WeightsChanged.exit_code, ReadFailed.exit_code, CheckpointBroken.exit_code}  # the latter as it begins
 
 
 def truncated(path: Path, chance: random.Random) -> None:
@@ -89,6 +88,7 @@ class FilesCampaign(Campaign):
         words = ("--model", model, *self._ground.words(loaders)[2:], "--verify", chance.choice(("first", "always")))
         with Launch(home, *words, lines=True) as run:
             asked = self._ask(run, chance, [])
+            run.wait_for(status_of)  # before that its headers are not read: it would be another file from the beginning
             wait(run, chance.uniform(0, LONGEST_WAIT_S))
             state = "computing" if run.out and run.out.count("\n") < len(asked) else "idle" if run.out else "starting"
             if run.is_running:
@@ -101,7 +101,7 @@ class FilesCampaign(Campaign):
             ended = run.ended()
         shutil.rmtree(model)
         how = change.__name__
-        if ended.code not in FOUND or str(model / WEIGHTS) not in ended.line:
+        if ended.code != WeightsChanged.exit_code or str(model / WEIGHTS) not in ended.line:
             raise Failed(f"{how} while {state}: ended with {ended.code}: {ended.err[-2000:]!r}")
         if not "".join(f"{self._ground.answers[one]}\n" for one in asked).startswith(begun(ended)):
             raise Failed(f"{how} while {state}: answered {ended.out!r} to {asked}")

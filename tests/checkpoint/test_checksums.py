@@ -83,6 +83,18 @@ def test_a_file_is_compared_once(directory: Path, checkpoint: Checkpoint) -> Non
     assert checksums.recall(checkpoint).sha256 == {WEIGHTS: sha256(directory)}
 
 
+def test_of_a_file_nothing_may_be_published_any_more(directory: Path, checkpoint: Checkpoint) -> None:
+    (directory / checksums.SUMS).write_text(f"{sha256(directory)}  {WEIGHTS}\n")
+    assert checksums.prove(checkpoint, {}, hush) == ""
+    (directory / checksums.SUMS).write_text(f"{'0' * 64}  another\n")
+    assert checksums.prove(checkpoint, {"another": "0" * 64}, hush) == ""
+
+
+def test_sums_that_are_no_file(directory: Path, checkpoint: Checkpoint) -> None:
+    os.mkfifo(directory / checksums.SUMS)
+    assert checksums.published(checkpoint) == {}
+
+
 def test_a_file_that_is_another_than_was_published(directory: Path, checkpoint: Checkpoint) -> None:
     with pytest.raises(CheckpointBroken, match=f"{WEIGHTS} has the SHA-256 {sha256(directory)}, it was published with"):
         checksums.prove(checkpoint, {WEIGHTS: "0" * 64}, hush)
@@ -107,7 +119,8 @@ def test_the_index_is_of_these_very_files(directory: Path, checkpoint: Checkpoin
     assert checksums.recall(find_checkpoint(directory)).units == {}
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{", '{"sha256": {}, "units": {"a": "b"}}', '{"sha256": 3, "units": {}}'])
+@pytest.mark.parametrize("damage", ["", "[]", "{", '{"sha256": {}, "units": {"a": "b"}}', '{"sha256": 3, "units": {}}',
+                                    '{"sha256": {}, "units": {"a": Infinity}}'])
 def test_a_damaged_index_is_none(checkpoint: Checkpoint, damage: str) -> None:
     index = checksums.recall(checkpoint)
     index.path.parent.mkdir(parents=True)
@@ -150,7 +163,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(cache: Path, monkeypatch: pytest
     assert cachedir.keep(path, "old") == ""
     monkeypatch.setattr(os, "fsync", full)
     why = cachedir.keep(path, "new")
-    assert why == f"nothing can be kept in {path.parent} (No space left on device): every start will be slower"
+    assert why == f"nothing can be kept in {path.parent} (No space left on device)"
     assert path.read_text() == "old"
     assert [one.name for one in path.parent.iterdir()] == ["a.json"]
 

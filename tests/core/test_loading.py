@@ -123,13 +123,6 @@ def test_the_edges_fit(loading: Loading) -> None:
     assert loading.handle(order(5, edge, base=960), 0) == [Read(order(5, edge, base=960))]
 
 
-def test_a_file_that_could_not_be_opened_fails_its_units_until_it_is_named_again(loading: Loading) -> None:
-    assert loading.handle(OpenFailed(0, CheckpointBroken.exit_code, "a.safetensors: no such file"), 1) == []
-    assert loading.handle(order(5, FIRST), 10) == failed(5, 12, "a.safetensors: no such file")
-    loading.handle(FILE, 11)
-    assert loading.handle(order(6, FIRST), 12) == [Read(order(6, FIRST))]
-
-
 def test_stop_ends_at_once_when_idle_and_after_what_was_ordered_when_busy(loading: Loading) -> None:
     loading.handle(order(5, FIRST), 10)
     loading.handle(order(6, FIRST), 11)
@@ -139,3 +132,10 @@ def test_stop_ends_at_once_when_idle_and_after_what_was_ordered_when_busy(loadin
     assert loading.handle(LoadBroken(Ticket(6), 31, "no"), 21) == [*failed(6, 31, "no"), Exit()]
     idle = Loading(LoaderNo(1), Epoch(3), 1024)
     assert idle.handle(StopLoader(), 0) == [Exit()]
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again_with_the_next_order(loading: Loading) -> None:
+    again = Open(0, "/models/a.safetensors", 1000)
+    loading.handle(OpenFailed(0, ReadFailed.exit_code, "input/output error"), 0)
+    assert loading.handle(order(5, FIRST), 1) == [*failed(5, ReadFailed.exit_code, "input/output error"), again]
+    assert loading.handle(order(6, FIRST), 2) == [Read(order(6, FIRST))]
