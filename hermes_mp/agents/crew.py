@@ -38,6 +38,7 @@ class LoaderCrew:
         self._poller: Poller | None = None
         self._on_gone: Callable[[LoaderNo, Epoch], None] = lambda loader, epoch: None
         self._on_stuck: Callable[[LoaderNo, Epoch, str], None] = lambda loader, epoch, text: None
+        self._on_fewer: Callable[[], None] = lambda: None
         self._on_lost: Callable[[str], None] = lambda why: None
         self._say: Callable[[str], None] = lambda text: None
         self._on_heard: Callable[[bytes], object] = hand_on
@@ -54,17 +55,18 @@ class LoaderCrew:
         poller: Poller,
         on_gone: Callable[[LoaderNo, Epoch], None],
         on_stuck: Callable[[LoaderNo, Epoch, str], None],
+        on_fewer: Callable[[], None],
         on_lost: Callable[[str], None],
         say: Callable[[str], None],
         on_heard: Callable[[bytes], object],
     ) -> None:
-        """`on_gone` hears of each loader that the kernel has ended, `on_lost` when the last is not replaced.
+        """`on_gone` hears of each loader that the kernel has ended, `on_fewer` when one is not replaced, `on_lost` when
+        that was the last; `on_stuck` of each that was killed and does not end, and what the kernel says of it.
 
-        `on_stuck` hears of each that was killed and does not end, and what the kernel says of it.
         `say` takes a line of ours, `on_heard` what loaders write to their standard error.
         """
         self._poller, self._on_gone, self._on_lost, self._say = poller, on_gone, on_lost, say
-        self._on_stuck = on_stuck
+        self._on_stuck, self._on_fewer = on_stuck, on_fewer
         self._on_heard = on_heard
         for fd in (*self._by_fd, *self._voices):
             poller.watch(fd)
@@ -119,6 +121,11 @@ class LoaderCrew:
     def happened(self, loader: LoaderNo, epoch: Epoch, what: Happened) -> None:
         """Something a loader said."""
         self._perform(self._crew.handle(loader, epoch, what, time.monotonic_ns()))
+
+    @property
+    def count(self) -> int:
+        """How many are up or on their way."""
+        return len(self._crew.members)
 
     def kill(self, loader: LoaderNo, epoch: Epoch) -> None:
         child = self._children.get((loader, epoch))
@@ -226,6 +233,7 @@ class LoaderCrew:
                 self._on_lost(action.why)
             else:
                 self._say(f"going on with {counted(action.left, 'loader')}: loader {action.loader}, {action.why}")
+                self._on_fewer()
 
     def _try_to_spawn(self, action: Spawn) -> None:
         """Where that cannot be it counts as a death, and the next try is made a little later."""

@@ -33,6 +33,7 @@ from hermes_mp.core.pipeload import (
     Limits,
     Load,
     LoaderGone,
+    LoadersLeft,
     LoaderStuck,
     NoLoadersLeft,
     Pipeload,
@@ -140,8 +141,9 @@ class Daemon:
             self._poller.watch(settings.caller_death_fd)
         take_short_turns()
         self.crew.attach(
-            self._poller, self._loader_gone, self._loader_stuck, self._loaders_lost, front.say, front.heard
-        )
+            self._poller, self._loader_gone, self._loader_stuck, self._fewer_loaders, self._loaders_lost, front.say,
+            front.heard,
+        )  # fmt: skip
 
     def __enter__(self) -> Daemon:
         return self
@@ -374,6 +376,13 @@ class Daemon:
         self.front.say(f"going on without {text}: it cannot be killed")
         self._feed(LoaderStuck(loader, epoch, text))
 
+    def _fewer_loaders(self) -> None:
+        self._feed(LoadersLeft(self._loaders_left()))
+
+    def _loaders_left(self) -> int:
+        """Fewer than planned where some were given up."""
+        return max(1, self.crew.count)
+
     def _loaders_lost(self, why: str) -> None:
         self._no_loaders = why
         if self.divided:
@@ -518,7 +527,7 @@ class Daemon:
             if units.units:
                 sizes = [unit.nbytes for unit in units.units]
                 self.mind = Pipeload(
-                    sizes, self.slots.slot_nbytes, self.plan.loaders, self.plan.window or None, more=True,
+                    sizes, self.slots.slot_nbytes, self._loaders_left(), self.plan.window or None, more=True,
                     limits=Limits(round(self.settings.soft_s * 1e9), round(self.settings.hard_s * 1e9)),
                     eager=self.settings.eager,
                 )  # fmt: skip
@@ -526,7 +535,7 @@ class Daemon:
                     self._name_files(peer)
                 if self._no_loaders and not self.crew.members():
                     self._feed(NoLoadersLeft(text=self._no_loaders))
-        self._feed(SlotsWanted(max(1, count), self.plan.window, self.plan.loaders))
+        self._feed(SlotsWanted(max(1, count), self.plan.window, self._loaders_left()))
         for started in self._started.values():
             self._feed(started)  # those that came up before the units were known; for the others this is old news
         self._add_slot()

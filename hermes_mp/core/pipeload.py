@@ -20,6 +20,7 @@ from hermes_mp.core.pipeload_words import (
     Limits,
     Load,
     LoaderGone,
+    LoadersLeft,
     LoaderStuck,
     NoLoadersLeft,
     ProgressSeen,
@@ -54,6 +55,7 @@ __all__ = [
     "Load",
     "LoaderGone",
     "LoaderStuck",
+    "LoadersLeft",
     "NoLoadersLeft",
     "ProgressSeen",
     "Recall",
@@ -210,6 +212,9 @@ class Pipeload:
             self._slots_wanted = max(1, event.count)
             self._window_planned = event.window or self._window_planned
             self.loaders.planned = event.loaders or self.loaders.planned
+            self._divide()
+        elif isinstance(event, LoadersLeft):
+            self.loaders.planned = event.count
             self._divide()
         elif isinstance(event, ComputeGone):
             for slot in list(self.slots.announced.values()):

@@ -56,6 +56,13 @@ class LoaderStuck:
 
 
 @dataclass(frozen=True)
+class LoadersLeft:
+    """So many loaders (at least 1) are up or on their way: one was given up for good."""
+
+    count: int
+
+
+@dataclass(frozen=True)
 class NoLoadersLeft:
     """No loader is alive and none will come back."""
 
@@ -102,7 +109,8 @@ class Tick:
 
 
 Event = (
-    LoaderStarted | UnitLoaded | LoadFailed | LoaderGone | LoaderStuck | NoLoadersLeft | ProgressSeen
+    LoaderStarted | UnitLoaded | LoadFailed | LoaderGone | LoaderStuck | LoadersLeft | NoLoadersLeft
+    | ProgressSeen
     | AskUnit | UnitDone | PassForecast | PassStarted | ComputeGone | SlotAdded | SlotsWanted | Tick
 )  # fmt: skip
 

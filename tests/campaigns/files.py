@@ -122,8 +122,9 @@ class FilesCampaign(Campaign):
         with Launch(home, *words, env=environment, lines=True) as run:
             asked: list[str] = []
             while run.is_running and not (asked and fired.exists()):
+                before = ended_requests(run)
                 self._ask(run, chance, asked)
-                run.wait_for(lambda run: ended_requests(run) == len(asked) or not run.is_running)
+                run.wait_for(lambda run, before=before: ended_requests(run) > before or not run.is_running)
             ended = run.ended()
         expected = [ground.answers[one] for one in asked]
         how = "flipped once" if once else "flipped for good"
@@ -149,7 +150,7 @@ def begun(ended: Ended) -> str:
 
 
 def ended_requests(run: Launch) -> int:
-    """Those that were answered, and those that failed."""
+    """Another number once one more was answered or failed."""
     return run.out.count("\n") + run.err.count(f"; {WeightsChanged.attempt}\n")
 
 

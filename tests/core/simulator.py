@@ -341,6 +341,8 @@ class Simulation:
             self.loaders[action.loader, action.epoch] = loader
             loader.mind.handle(OpenFile(0, "model", self.units * PIECES), self.now)
             self.later(self.now + int(self.random() * 10 * MS), self.loader_starts, loader)
+        elif isinstance(action, lifecycle.Abandon):
+            self.tell(pipeload.LoadersLeft(max(1, action.left)))
         elif isinstance(action, lifecycle.AllLost):
             self.lost = True
             self.tell(pipeload.NoLoadersLeft())

@@ -7,6 +7,7 @@ from pipeload_driver import Driver, S, announce, load
 from hermes_mp.core.pipeload import (
     ComputeGone,
     Kill,
+    LoadersLeft,
     LoaderStuck,
     NoLoadersLeft,
     ProgressSeen,
@@ -225,3 +226,10 @@ def test_compute_gone_frees_what_it_held() -> None:
     assert d.tell(ComputeGone()) == []
     assert d.done(2) == []
     assert d.ask(0) == [announce(3, 0, 0)]
+
+
+def test_who_is_left_gets_the_orders_of_one_that_was_given_up() -> None:
+    """Once it got one at a time for the rest of the run, as the other might have come up idle."""
+    d = Driver(units=9, slots=4, loaders=2, window=4, orders=2)
+    assert d.start(0) == [load(0, 1, 0, 0)]
+    assert d.tell(LoadersLeft(1)) == [load(0, 2, 1, 1)]

@@ -38,6 +38,7 @@ EVENTS: dict[type, tuple[str, ...]] = {
     LoadFailed: ("compute waits for the unit", "nobody waits for it", "old news"),
     pipeload.LoaderGone: ("it had slots", "it had none", "old news"),
     pipeload.LoaderStuck: ("it had slots", "it had none", "old news"),
+    pipeload.LoadersLeft: ("fewer", "as many"),
     pipeload.NoLoadersLeft: ("compute waits", "nobody waits"),
     pipeload.ProgressSeen: ("it came further", "it stands still", "of nobody"),
     AskUnit: (
@@ -294,6 +295,7 @@ _EVENT: dict[type, Callable[[Pipeload, Any, int], str]] = {
     LoadFailed: _load_failed,
     pipeload.LoaderGone: _loader_gone,
     pipeload.LoaderStuck: _loader_gone,
+    pipeload.LoadersLeft: lambda mind, event, _: "fewer" if event.count < mind.loaders.planned else "as many",
     pipeload.NoLoadersLeft: lambda mind, event, _: "compute waits" if mind.wanted else "nobody waits",
     pipeload.ProgressSeen: _progress_seen,
     AskUnit: _ask_unit,

@@ -62,8 +62,8 @@ def test_a_loader_killed_while_it_reads(models: Path, home: Path, answer: str) -
 
 def test_a_loader_that_hangs_is_worked_around(models: Path, home: Path, answer: str) -> None:
     """It never wakes up again: its unit is read by another, and the end of the run does not wait for it."""
-    with Launch(home, "--model", models / "big", *ARGUMENTS) as run:
-        run.wait_for(lambda run: run.out)
+    with Launch(home, "--model", models / "big", *ARGUMENTS, "--loaders", 2) as run:
+        run.wait_for(lambda run: run.out and len(run.loaders()) == 2)
         run.send(run.loaders()[0], signal.SIGSTOP)
         ended = run.ended()
     assert (ended.code, ended.out) == (0, answer)
