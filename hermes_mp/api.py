@@ -12,6 +12,7 @@ import json
 import os
 import select
 import threading
+import warnings
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,9 @@ def load(
     try:
         checkpoint = find_checkpoint(resolve(os.fspath(model), lambda text: None).resolve())
         if verify != NEVER:
-            checksums.prove(checkpoint, {}, lambda text: None)
+            unkept = checksums.prove(checkpoint, {}, lambda text: None)
+            if unkept:
+                warnings.warn(unkept, stacklevel=2)
         behind = _Behind(config, checkpoint, {"slots": _slots, "eager": _eager, "trace": _trace})
         try:
             made = _build(config, checkpoint, behind, count_caller, _room, _window)
@@ -144,10 +147,14 @@ class _Behind:
         self.lock = threading.RLock()  # whoever holds it may use the link
         self._run_dir: Path | None = None
         self._daemon: Child | None = None
-        self._death = DeathPipe()
-        self._arena = make_arena()
+        with contextlib.ExitStack() as made:  # in case that the next thing cannot be
+            self._death = DeathPipe()
+            made.callback(self._death.close)
+            self._arena = make_arena()
+            made.callback(self._arena.close)
+            read_fd, ready_fd = os.pipe()
+            made.pop_all()
         self.granule = self._arena.granule
-        read_fd, ready_fd = os.pipe()
         settings = {
             "directory": str(checkpoint.directory),
             "loaders": config.loaders,
