@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,9 @@ def freezer() -> Iterator[Freezer]:
     made = Freezer(folder)
     yield made
     made.thaw()
+    deadline = time.monotonic() + 20
+    while (folder / "cgroup.procs").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)  # what was killed ends only now
     folder.rmdir()
 
 
