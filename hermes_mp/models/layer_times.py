@@ -39,10 +39,6 @@ class Times:
     again_s: tuple[float, ...]
     other_s: float
 
-    @property
-    def total_s(self) -> float:
-        return sum(self.again_s) + self.other_s
-
 
 @dataclass
 class _PassTimes:
