@@ -26,7 +26,7 @@ with open(folder + "/cgroup.procs", "w") as file:
     file.write(str(os.getpid()))
 fd = os.memfd_create("crowd")
 while kills() == before:
-    os.write(fd, bytes(1 << 20))
+    os.write(fd, bytes(1 << 14))  # little by little: it asks for no more than what one of them frees
 """
 
 

@@ -164,11 +164,19 @@ class LoaderCrew:
         if self._poller is not None:
             self._poller.forget(fd)
 
-    def settle(self) -> bool:
-        """Wait until all present loaders, just killed, are gone (else False); their successors are on their way."""
-        killed = list(self._children)
-        self._wait_gone(killed)
-        return not set(killed) & set(self._children)
+    def renew(self) -> bool:
+        """Kill all present loaders, which counts against none of them; start others once they are gone (else False).
+
+        Where one cannot be killed the others have been replaced all the same.
+        """
+        present = list(self._children)
+        actions = [action for key in present for action in self._crew.renew(*key)]
+        self._retired.update(present)
+        for key in present:
+            self.kill(*key)
+        self._wait_gone(present)
+        self._perform(actions)
+        return not set(present) & set(self._children)
 
     def stop(self, timeout_s: float) -> None:
         """Wait for all to leave, then kill those that have not; only what cannot be killed is there afterwards."""

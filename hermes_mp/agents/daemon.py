@@ -548,9 +548,7 @@ class Daemon:
     def _forget_units(self) -> None:
         """Begin anew. A loader that is still reading must be gone before its slot is reused."""
         self.mind = None
-        for number, epoch in self.crew.members():
-            self.crew.kill(number, epoch)
-        if not self.crew.settle():
+        if not self.crew.renew():
             raise ReadFailed("a loader that reads outdated units cannot be killed: the disk does not answer")
         self.slots.clear()
         self._loading.clear()

@@ -180,6 +180,14 @@ class Crew:
         self._count = count
         return [self._spawn(number, Epoch(self._epochs.get(number, 0) + 1)) for number in added], retired
 
+    def renew(self, loader: LoaderNo, epoch: Epoch) -> list[Action]:
+        """Start another incarnation in the place of this one, which is about to be killed for no fault of its own."""
+        member = self.members.get(loader)
+        if member is None or member[0] != epoch:
+            return []
+        self._dismiss(loader)
+        return [self._spawn(loader, Epoch(epoch + 1))]
+
     def handle(self, loader: LoaderNo, epoch: Epoch, happened: Happened, now_ns: int) -> list[Action]:
         """What this incarnation did; of an older one, and of a loader that was abandoned, nothing follows."""
         key = loader, epoch

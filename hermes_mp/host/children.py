@@ -30,7 +30,7 @@ PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(_
 BOOTSTRAP = "import sys; sys.path[:] = sys.argv.pop(1).split('\\n'); from {} import main; sys.exit(main(sys.argv[1:]))"
 
 
-_living: list[Child] = []
+_claimed: tuple[set[int], set[int]] = (set(), set())  # of the kernel's kills, numbered, those that were a child's end
 
 
 @dataclass(eq=False)
@@ -94,26 +94,27 @@ class Child:
         line = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in (lines or [""])[-1].strip())
         return line if len(line) <= LAST_WORDS_CHARS else line[: LAST_WORDS_CHARS - 3] + "..."
 
+    def has_ended(self, timeout_s: float = 0.0) -> bool:
+        """Whether there is something to `reap`, or is within the timeout."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(max(0, round(timeout_s * 1000))))
+
     def reap(self, timeout_s: float) -> str | None:
         """How it ended ('exit code 3', 'killed by SIGKILL'), or None if it has not within the timeout.
 
         Closes the pidfd: let no poller watch it any more.
         """
         if self.pidfd >= 0:
-            poll = select.poll()
-            poll.register(self.pidfd, select.POLLIN)
-            if not poll.poll(max(0, round(timeout_s * 1000))):
+            if not self.has_ended(timeout_s):
                 return None
             self._process.wait()
             os.close(self.pidfd)
             self.pidfd = -1
-            _living.remove(self)
         return self._cause()
 
     def forsake(self) -> None:
         """Let go of one that cannot be killed: it ends when the kernel lets it, and is not `reap`ed by us."""
-        if self.pidfd >= 0:
-            _living.remove(self)
         for fd in (self.pidfd, self.voice_fd):
             if fd >= 0:
                 os.close(fd)
@@ -131,15 +132,24 @@ class Child:
         text = f"killed by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
             with contextlib.suppress(OSError):  # it has ended, whatever more could be said of that
-                anywhere, here = (now - before for now, before in zip(memory.oom_kills(), self._oom_kills, strict=True))
-                self.starved = anywhere > 0 or here > 0
-                if self.starved:
-                    for other in _living:  # this kill is accounted for
-                        other._oom_kills = (other._oom_kills[0] + (anywhere > 0), other._oom_kills[1] + (here > 0))
-                if here > 0:
+                anywhere, here = map(_claim, self._oom_kills, memory.oom_kills(), _claimed)
+                self.starved = anywhere or here
+                if here:
                     return "killed by the kernel for lack of memory"
-                text += ", probably by the kernel for lack of memory" if anywhere > 0 else ""
+                text += ", probably by the kernel for lack of memory" if anywhere else ""
         return text
+
+
+def _claim(before: int, now: int, claimed: set[int]) -> bool:
+    """Whether one of the kills since `before` was nobody else's yet; the first such is this one's then.
+
+    A kill is counted milliseconds before its process is gone, and another child may be started between.
+    """
+    number = next((number for number in range(before + 1, now + 1) if number not in claimed), None)
+    if number is None:
+        return False
+    claimed.add(number)
+    return True
 
 
 def spawn(
@@ -190,7 +200,6 @@ def spawn(
             os.close(voice_fd)
         raise
     child = Child(title, process.pid, pidfd, process, kills, voice_fd)
-    _living.append(child)
     _prefer_as_victim(process.pid, oom_score)
     return child
 

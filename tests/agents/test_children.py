@@ -155,6 +155,25 @@ def test_an_out_of_memory_kill_is_named(modules: Path, pipe: tuple[int, int], me
     assert child.reap(DEADLINE_S) == "killed by SIGKILL, probably by the kernel for lack of memory"
 
 
+def test_every_kill_for_lack_of_memory_is_counted_once(
+    modules: Path, pipe: tuple[int, int], memory_cgroup: Path
+) -> None:
+    """Three of them, of which the last began when the second had been killed and the first had not been reaped."""
+    named = "killed by SIGKILL, probably by the kernel for lack of memory"
+    first = run("eat", pipe, str(memory_cgroup))
+    assert first.has_ended(DEADLINE_S)
+    bystander = run("hang", pipe)
+    second = run("eat", pipe, str(memory_cgroup))
+    assert second.has_ended(DEADLINE_S)
+    third = run("hang", pipe)
+    assert [child.reap(0) for child in (first, second)] == [named, named]
+    fourth = run("eat", pipe, str(memory_cgroup))
+    assert fourth.reap(DEADLINE_S) == named
+    for child in (bystander, third):
+        child.kill()
+        assert child.reap(DEADLINE_S) == "killed by SIGKILL"
+
+
 def start_parent(modules: Path, how: str, up: int) -> tuple[subprocess.Popen[str], int]:
     command = [sys.executable, "-c", PARENT, str(modules), how, str(modules / "mark"), str(up)]
     parent = subprocess.Popen(command, pass_fds=[up], stdout=subprocess.PIPE, text=True)

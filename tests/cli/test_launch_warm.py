@@ -91,6 +91,7 @@ def test_a_wrong_memory_costs_reads_never_an_answer(
     ended = run.result()
     assert (ended.code, ended.object["answers"]) == (0, answers)
     assert json.loads(mended.read_text())["units"] == json.loads(entry.read_text())["units"], "it is put right"
+    assert "ended (" not in ended.err, "loaders that read what was wrong are replaced, they have not died"
 
 
 @pytest.fixture(scope="module")

@@ -199,6 +199,18 @@ def test_one_that_was_asked_to_leave_and_cannot_be_killed_is_not_replaced() -> N
     assert crew.degraded() == []
 
 
+def test_one_that_is_killed_for_no_fault_of_its_own_is_replaced_without_a_count() -> None:
+    crew = Crew(1)
+    crew.start()
+    for epoch in range(1, 20):
+        assert crew.renew(LoaderNo(0), Epoch(epoch)) == [Spawn(LoaderNo(0), Epoch(epoch + 1))]
+        assert crew.renew(LoaderNo(0), Epoch(epoch)) == []
+        crew.handle(LoaderNo(0), Epoch(epoch), Happened.KILL_SENT, S)
+        assert die(crew, 0, epoch, S) == []
+    assert crew.former == {}
+    assert crew.abandoned == {}
+
+
 def test_one_that_died_of_its_kill_has_not_outlived_it() -> None:
     crew = Crew(1)
     crew.start()

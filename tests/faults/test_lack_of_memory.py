@@ -31,7 +31,7 @@ def test_loaders_go_first(models: Path, home: Path, tmp_path: Path, memory_cgrou
     assert (ended.code, ended.out) == (0, answer * 2)
     deaths = re.findall(r"^hermes-launch: (\w+).* ended \((.*)\)", ended.err, re.MULTILINE)
     assert len(deaths) >= 2
-    assert set(deaths) == {("loader", "killed by the kernel for lack of memory")}
+    assert set(deaths) == {("loader", "killed by the kernel for lack of memory")}, ended.err
 
 
 def test_compute_ends_with_what_it_lacked(models: Path, home: Path, memory_cgroup: Path) -> None:
