@@ -17,6 +17,7 @@ from hermes_mp.errors import BadOption
 
 MAX_SIZE_NBYTES = 2**50
 VERIFY = FIRST, ALWAYS, NEVER = "first", "always", "never"
+REPLAY = EXACT, FAST = "exact", "fast"
 _FACTORS: dict[str, int] = {"": 1, "b": 1}
 _FACTORS |= {letter + "b": 10 ** (3 * n) for n, letter in enumerate("kmgt", 1)}
 _FACTORS |= {letter + "ib": 2 ** (10 * n) for n, letter in enumerate("kmgt", 1)}
@@ -215,6 +216,10 @@ class StreamConfig(RunConfig):
 class LaunchConfig(StreamConfig):
     """A run of `hermes-launch`: the run, its requests, and what is shown."""
 
+    replay: str = _option(
+        EXACT, _choice(*REPLAY), "how an answer that compute was lost in is gone on with: exact repeats all its "
+        "passes, for the same tokens; fast begins behind the last token, and later ones may be others", "HOW", _RUN,
+    )  # fmt: skip
     timeout: float = _option(
         60.0, _number(0, 86400), "end the run where the process that computes has work and does nothing for so many "
         "seconds; 0: never", "SECONDS", _RUN,

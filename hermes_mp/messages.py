@@ -331,10 +331,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class TextStreamed:
-    """Some text of the answer to `request`, as it comes."""
+    """Some text of the answer to `request`, as it comes.
+
+    With `--replay fast` also each token before the text that it makes, for a successor that goes on behind it.
+    """
 
     request: int
     text: str
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,9 @@ class _Compute:
         return whole
 
     def _answer(self, task: Task, request: RunRequest, whole: dict[str, Any]) -> None:
-        def say(text: str) -> None:
+        def say(text: str, token_ids: Sequence[int] = ()) -> None:
             for part in _parts(text):
-                self.link.send(TextStreamed(request.request, part))
+                self.link.send(TextStreamed(request.request, part, tuple(token_ids)))
 
         try:
             answer = task.answer(whole, say, request.final)

@@ -14,6 +14,7 @@ from hermes_mp.agents.tracing import TracingFront
 from hermes_mp.cli.console import Console
 from hermes_mp.cli.lines import LineSource
 from hermes_mp.core.ledger import Ledger
+from hermes_mp.core.report import counted
 from hermes_mp.core.retelling import Retelling
 from hermes_mp.core.slots import Slots
 from hermes_mp.core.squeeze import Change
@@ -64,6 +65,7 @@ class LaunchFront:
         self._asked = 0
         self._active: tuple[int, dict[str, Any], bool] | None = None  # what compute was asked, and has not answered
         self._told = Retelling()
+        self._chosen: list[int] = []  # tokens of the answer that is told, where a successor of compute may begin there
         self._paused = False
         self._ready = False
         self._parts = ""
@@ -87,7 +89,8 @@ class LaunchFront:
         if self._active is None:
             self._next()
         else:
-            self._ask(self._active)
+            number, request, final = self._active
+            self._ask((number, request | {"said": self._chosen} if self._chosen else request, final))
 
     def told(self, message: FromCompute) -> None:
         if self._trace is not None:
@@ -95,6 +98,7 @@ class LaunchFront:
         if isinstance(message, Progress):
             self._console.phase(message.text)
         elif isinstance(message, TextStreamed):
+            self._chosen += message.token_ids
             self._stream(message.text)
         elif isinstance(message, PassStarted):
             self._pass, self._done, self._read_nbytes = message, 0, 0
@@ -145,6 +149,9 @@ class LaunchFront:
     def compute_restarted(self) -> None:
         self._ready, self._parts, self._pass = False, "", None
         self._told.restart()
+        if self._chosen:
+            goes_on = f"it goes on behind {counted(len(self._chosen), 'token')}"
+            self._console.note(f"{goes_on}: what follows may differ from what it would have said")
         self._ledger.compute_restarted()
         if self._trace is not None:
             self._trace.writer.instant("daemon", "compute is started again", time.monotonic_ns())
@@ -211,7 +218,7 @@ class LaunchFront:
             self.daemon.watch(self._lines.fileno())
         self._label = label_of(request) if self._several else None
         self._active = self._asked, request, not self._requests and not more_may_come
-        self._told = Retelling()
+        self._told, self._chosen = Retelling(), []
         self._asked += 1
         self._ask(self._active)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,37 @@ def test_greedy_is_what_generate_gives(tmp_path: Path) -> None:
     assert answer["text"] == tokenizer.decode(expected, skip_special_tokens=True)
     assert (answer["tokens"], answer["stopped"]) == (len(expected), "length" if len(expected) == 24 else "end")
     assert len(said) > 3, "the text must come in pieces"
+
+
+@pytest.mark.parametrize("said", [0, 1, 7, 23, 24])
+def test_an_answer_that_is_gone_on_with(tmp_path: Path, said: int) -> None:
+    """Whatever was said of it: the same tokens (here in float32), and all of the text, but only the others' ids."""
+    model = gpt2(tmp_path, min_new_tokens=9)
+    whole, _ = ask(model, tmp_path, {"prompt": "the ship"}, max_new_tokens=24)
+    texts, ids = [], []
+    task = open_task(model, tmp_path, {"max_new_tokens": 24, "replay": "fast"})
+    before = whole["token_ids"][:said]
+
+    def say(text: str, token_ids: Sequence[int] = ()) -> None:
+        texts.append(text)
+        ids.extend(token_ids)
+
+    assert task.answer({"prompt": "the ship", "said": before}, say, True) == whole
+    assert "".join(texts) == whole["text"]
+    assert before + ids == whole["token_ids"]
+
+
+def test_an_answer_that_had_ended_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stop string, by the token that ends answers, or by its length; the model is not asked again."""
+    model = gpt2(tmp_path)
+    whole, _ = ask(model, tmp_path, {"prompt": "the ship"}, max_new_tokens=12)
+    cut, _ = ask(model, tmp_path, {"prompt": "the ship"}, max_new_tokens=12, stop=(whole["text"][6:9],))
+    monkeypatch.setattr(model, "generate", None)
+    for answer, stop in ((whole, ()), (cut, (whole["text"][6:9],))):
+        request = {"prompt": "the ship", "said": answer["token_ids"]}
+        assert ask(model, tmp_path, request, max_new_tokens=12, stop=stop)[0] == answer
+    ended, _ = ask(model, tmp_path, {"prompt": "the ship", "said": [5, 7, 0]}, max_new_tokens=12)
+    assert (ended["token_ids"], ended["stopped"]) == ([5, 7, 0], "end")
 
 
 def test_a_stop_string_ends_the_answer_before_it_and_saves_passes(tmp_path: Path) -> None:

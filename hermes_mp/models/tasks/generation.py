@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hermes_mp.config import FAST
 from hermes_mp.errors import ContextTooLong, WrongInput
 from hermes_mp.models.tasks.choice import GENERATION
 from hermes_mp.models.tasks.task import Answer, Say, given, passes
@@ -21,15 +22,20 @@ class _Listener:
     """Sees every new token before the next pass; a stopping criterion, because streamers come before it or after it
     depending on the version of transformers, and cannot end a generation."""
 
-    def __init__(self, stream: TextStream, prompt_tokens: int) -> None:
+    def __init__(self, stream: TextStream, first: int, tell: Say | None) -> None:
+        """Tokens from number `first` on are new; `tell` takes their ids."""
         self.stream = stream
-        self.seen = prompt_tokens
+        self.seen = first
+        self.tell = tell
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         rows, length = input_ids.shape
         if rows == 1:  # beams have no text before the end
-            self.stream.push(input_ids[0, self.seen :].tolist())
+            new: list[int] = input_ids[0, self.seen :].tolist()
             self.seen = length
+            if self.tell is not None:
+                self.tell("", new)
+            self.stream.push(new)
         return torch.full((rows,), self.stream.stopped, dtype=torch.bool, device=input_ids.device)
 
 
@@ -45,6 +51,7 @@ class TextGeneration:
         self.run_seed = int(options.get("run_seed") or 0)
         self.max_new_tokens = int(options.get("max_new_tokens") or 64)
         self.settings = sampling(options)
+        self.tells = options.get("replay") == FAST
         if self.stop and self.input.tokenizer is None:
             raise WrongInput("the model has no tokenizer, so no text can end an answer", "leave --stop out")
 
@@ -59,16 +66,16 @@ class TextGeneration:
                 f"{prompt_tokens + self.max_new_tokens}, the model was built for {limit}"
             )
         stream = TextStream(self._decode, self.stop, say)
-        listener = _Listener(stream, prompt_tokens)
-        # Of every request its own, so that another process can repeat it.
-        torch.manual_seed(self.run_seed + request.get("number", 0) if self.seed is None else self.seed)
-        with passes(self.model, self.max_new_tokens, final), torch.no_grad():
-            generated = self.model.generate(
-                **inputs, **self.settings, **self._padding(),
-                max_new_tokens=self.max_new_tokens, stopping_criteria=[listener], return_dict_in_generate=False,
-            )  # fmt: skip
-        token_ids: list[int] = generated[0, prompt_tokens:].tolist()
-        stream.push(token_ids[listener.seen - prompt_tokens :])
+        said: list[int] = request.get("said", [])
+        stream.push(said)
+        token_ids = said
+        if not stream.stopped and not self._ended(said):
+            # Of every request its own, so that another process can repeat it.
+            seed = self.run_seed + request.get("number", 0) if self.seed is None else self.seed
+            torch.manual_seed(seed + len(said))
+            listener = _Listener(stream, prompt_tokens + len(said), say if self.tells else None)
+            token_ids = self._go_on(inputs, said, listener, final)
+            stream.push(token_ids[listener.seen - prompt_tokens :])
         stream.finish()
         why = "length" if len(token_ids) >= self.max_new_tokens else "end"
         return {
@@ -79,6 +86,36 @@ class TextGeneration:
             "prompt_tokens": prompt_tokens,
             "stopped": "stop string" if stream.stopped else why,
         }
+
+    def _go_on(
+        self, inputs: dict[str, torch.Tensor], said: list[int], listener: _Listener, final: bool
+    ) -> list[int]:
+        """All tokens of an answer that begins with those that were said."""
+        prompt_tokens, left = inputs["input_ids"].shape[1], self.max_new_tokens - len(said)
+        if said:
+            more = torch.tensor([said])
+            inputs = {
+                "input_ids": torch.cat([inputs["input_ids"], more], 1),
+                "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1),
+            }
+        with passes(self.model, left, final), torch.no_grad():
+            generated = self.model.generate(
+                **inputs, **self.settings, **self._padding(), **self._at_least(said),
+                max_new_tokens=left, stopping_criteria=[listener], return_dict_in_generate=False,
+            )  # fmt: skip
+        token_ids: list[int] = generated[0, prompt_tokens:].tolist()
+        return token_ids
+
+    def _ended(self, said: list[int]) -> bool:
+        """Whether nothing can follow those."""
+        ends = self.model.generation_config.eos_token_id
+        known = ends if isinstance(ends, list) else [ends]
+        return len(said) >= self.max_new_tokens or said[-1:] in [[one] for one in known]
+
+    def _at_least(self, said: list[int]) -> dict[str, int]:
+        """`generate` counts from where it begins."""
+        least = self.model.generation_config.min_new_tokens
+        return {"min_new_tokens": max(0, least - len(said))} if least and said else {}
 
     def _read(self, request: dict[str, Any]) -> dict[str, torch.Tensor]:
         kind, value = given(request, self.input.takes, self.model)

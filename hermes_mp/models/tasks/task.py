@@ -1,13 +1,14 @@
 """What all tasks have in common: opened for a model, then asked one request at a time.
 
 A request is a dict with one of `prompt`, `text`, `image` (a path), `token_ids`, or `line` (a line of standard input:
-whatever the model takes), and maybe of `room_nbytes`, how much memory preparing the input may take, and its `number`.
+whatever the model takes), and maybe of `room_nbytes`, how much memory preparing the input may take, its `number`, and
+the tokens that were `said` of an answer that is to be gone on with.
 An answer is a dict that JSON can hold, with its `task`; docs/json.md lists its keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +16,13 @@ from typing import Any, Protocol
 from hermes_mp.errors import WrongInput
 from hermes_mp.models.tasks import choice
 
-Say = Callable[[str], None]
 Answer = dict[str, Any]
+
+
+class Say(Protocol):
+    """Takes an answer as it comes: its text and, where that was asked for, its tokens ahead of their text."""
+
+    def __call__(self, text: str, token_ids: Sequence[int] = ()) -> None: ...
 
 
 class Task(Protocol):
