@@ -164,11 +164,8 @@ class LoaderCrew:
         if self._poller is not None:
             self._poller.forget(fd)
 
-    def renew(self) -> bool:
-        """Kill all present loaders, which counts against none of them; start others once they are gone (else False).
-
-        Where one cannot be killed the others have been replaced all the same.
-        """
+    def renew(self) -> list[tuple[LoaderNo, Epoch]]:
+        """Kill all present loaders, which counts against none of them, and start others; those that are still there."""
         present = list(self._children)
         actions = [action for key in present for action in self._crew.renew(*key)]
         self._retired.update(present)
@@ -176,7 +173,7 @@ class LoaderCrew:
             self.kill(*key)
         self._wait_gone(present)
         self._perform(actions)
-        return not set(present) & set(self._children)
+        return [key for key in present if key in self._children]
 
     def stop(self, timeout_s: float) -> None:
         """Wait for all to leave, then kill those that have not; only what cannot be killed is there afterwards."""

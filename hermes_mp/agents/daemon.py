@@ -367,14 +367,18 @@ class Daemon:
         self._feed(LoaderGone(loader, epoch))
 
     def _loader_stuck(self, loader: LoaderNo, epoch: Epoch, state: str) -> None:
-        """It was killed and is still there. What it reads can be named by what was ordered: the file is not touched."""
-        slots = [] if self.mind is None else self.mind.loaders.at_work().get((loader, epoch), [])
-        files = sorted({one.file for slot in slots for one in self.units.units[slot.unit].ranges})
-        paths = [self.units.files[number].path for number in files]
-        reads = " and reads " + ", ".join(f"{path} ({device_of(path)})" for path in paths) if paths else ""
-        text = f"loader {loader} (epoch {epoch}), which is {state}{reads}"
+        """It was killed and is still there."""
+        text = self._who_reads_what(loader, epoch, state)
         self.front.say(f"going on without {text}: it cannot be killed")
         self._feed(LoaderStuck(loader, epoch, text))
+
+    def _who_reads_what(self, loader: LoaderNo, epoch: Epoch, state: str) -> str:
+        """By what was ordered: no file is touched, it may lie on a disk that does not answer."""
+        units = [unit for unit, who in self._loading.values() if who == Peer("loader", loader, epoch)]
+        files = sorted({one.file for unit in units for one in self.units.units[unit].ranges})
+        paths = [self.units.files[number].path for number in files]
+        reads = " and reads " + ", ".join(f"{path} ({device_of(path)})" for path in paths) if paths else ""
+        return f"loader {loader} (epoch {epoch}), which is {state}{reads}"
 
     def _fewer_loaders(self) -> None:
         self._feed(LoadersLeft(self._loaders_left()))
@@ -548,8 +552,9 @@ class Daemon:
     def _forget_units(self) -> None:
         """Begin anew. A loader that is still reading must be gone before its slot is reused."""
         self.mind = None
-        if not self.crew.renew():
-            raise ReadFailed("a loader that reads outdated units cannot be killed: the disk does not answer")
+        stuck = [self._who_reads_what(*key, self.crew.state_of(*key)) for key in self.crew.renew()]
+        if stuck:
+            raise ReadFailed(f"slots cannot be used again: {'; '.join(stuck)} cannot be killed")
         self.slots.clear()
         self._loading.clear()
 

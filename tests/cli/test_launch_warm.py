@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launching import Ended, launch
+from remembered import change, entry_of
 from test_launch_shows import events
 
 NO_LIMIT = ("--memory", "none")  # then there is one slot more than loaders
@@ -25,19 +25,6 @@ def near(model: Path) -> list[tuple[str, int, int]]:
     """Everything about a directory that writing to it would change."""
     found = [model, *sorted(model.rglob("*"))]
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
-
-
-def entry_of(cache: Path) -> Path:
-    (entry,) = (cache / "hermes-mp/units").iterdir()
-    return entry
-
-
-def change(entry: Path, how: Callable[[Any], Any]) -> None:
-    """Let `how` change the list of units that an entry holds."""
-    document = json.loads(entry.read_text())
-    units = json.loads(document["units"])
-    units["units"] = how(units["units"])
-    entry.write_text(json.dumps(document | {"units": json.dumps(units)}))
 
 
 def shifted(units: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from campaigns.common import status_of
 from launching import Launch, launch
+from remembered import change, entry_of
 
 # Without a budget: a window, so that all units are read in every pass.
 ARGUMENTS = ("--prompt", "the ship", "--memory", "none", "--soft-deadline", 0.2, "--hard-deadline", 0.5)
@@ -125,3 +126,19 @@ def test_where_no_slot_is_left_the_run_ends_and_names_the_disk(models: Path, hom
     assert "4 of 4 slots are held by loaders that cannot be killed: loader" in ended.err
     assert f"is waiting for a disk and reads {models / 'big' / 'model.safetensors'} (" in ended.err
     assert ended.err.count("cannot be killed and is left behind") == 3
+
+
+def test_its_slots_are_not_used_for_other_units(models: Path, home: Path, tmp_path: Path, freezer: Freezer) -> None:
+    """The remembered units are wrong, and a loader that may still write one of them into its slot cannot be ended."""
+    words = ("--model", models / "big", *ARGUMENTS[:4], "--max-new-tokens", 4, "--loaders", 3)
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert launch(tmp_path / "first", *words, env=env).code == 0
+    change(entry_of(tmp_path / "cache"), lambda units: units[::-1])
+    with Launch(home, *words, env=env) as run:
+        run.wait_for(lambda run: len(run.loaders()) == 3)
+        with frozen(freezer, run, 1):
+            run.wait_for(lambda run: not run.is_running)
+        ended = run.ended()
+    assert ended.code == 31
+    who = r"loader 0 \(epoch 1\), which is waiting for a disk(?: and reads .*)?"
+    assert re.search(f"slots cannot be used again: {who} cannot be killed", ended.err), ended.err
