@@ -115,6 +115,10 @@ class Launch:
             alive = self._pump(0.05) or self._process.poll() is None
             assert alive or what(self), f"ended before that: {self.out[-500:]!r} {self.err[-500:]!r}"
 
+    def wait_until_at_work(self, loaders: int) -> None:
+        """Until it has said something and all loaders are there: text may come before the last one."""
+        self.wait_for(lambda run: run.out and len(run.loaders()) == loaders)
+
     @property
     def now_s(self) -> float:
         """Seconds since the launch."""

@@ -37,7 +37,7 @@ def test_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_says_how_it_is(models: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Launch(home, "--model", models / "big", *ARGUMENTS[2:], lines=True) as run:  # it stays for another line
         run.write("the ship\n")
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 2)
+        run.wait_until_at_work(2)
         (found,) = runs(capsys)
         assert (found["pid"], found["kind"], found["ready"]) == (run.pid, "launch", True)
         assert found["model"] == str(models / "big")

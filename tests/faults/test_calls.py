@@ -36,7 +36,7 @@ def failing(home: Path, site: str, how: int | str, first: int = 1, forever: bool
 
 def kill(run: Launch, title: str) -> None:
     """Once all are up and something was answered."""
-    run.wait_for(lambda run: run.out and len(run.loaders()) == 2)
+    run.wait_until_at_work(2)
     run.send(run.process(title), signal.SIGKILL)
 
 

@@ -20,7 +20,7 @@ def test_loaders_go_first(models: Path, home: Path, tmp_path: Path, memory_cgrou
     limit(memory_cgroup, 2000)
     with Launch(home, *words, lines=True, cgroup=memory_cgroup) as run:
         run.write("the ship\n")
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 2)
+        run.wait_until_at_work(2)
         limit(memory_cgroup, usage_nbytes(memory_cgroup) // MIB + 16)
         for killed in (1, 2):
             crowd_out(memory_cgroup)

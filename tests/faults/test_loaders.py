@@ -49,7 +49,7 @@ def test_loaders_killed_with_every_piece_of_text(models: Path, home: Path, answe
 def test_a_loader_killed_while_it_reads(models: Path, home: Path, answer: str) -> None:
     """Stopped, so that whatever was lent to it is still lent when it dies."""
     with Launch(home, "--model", models / "big", *ARGUMENTS, "--loaders", 3) as run:
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 3)  # text may come before the last one is up
+        run.wait_until_at_work(3)
         loaders = run.loaders()
         for pid in loaders:
             run.send(pid, signal.SIGSTOP)
@@ -63,7 +63,7 @@ def test_a_loader_killed_while_it_reads(models: Path, home: Path, answer: str) -
 def test_a_loader_that_hangs_is_worked_around(models: Path, home: Path, answer: str) -> None:
     """It never wakes up again: its unit is read by another, and the end of the run does not wait for it."""
     with Launch(home, "--model", models / "big", *ARGUMENTS, "--loaders", 2) as run:
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 2)
+        run.wait_until_at_work(2)
         run.send(run.loaders()[0], signal.SIGSTOP)
         ended = run.ended()
     assert (ended.code, ended.out) == (0, answer)
@@ -72,7 +72,7 @@ def test_a_loader_that_hangs_is_worked_around(models: Path, home: Path, answer: 
 def test_all_loaders_hang_and_wake_up(models: Path, home: Path, answer: str) -> None:
     """For longer than the soft deadline: their late news is of units that were asked for again."""
     with Launch(home, "--model", models / "big", *ARGUMENTS, "--loaders", 3) as run:
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 3)  # text may come before the last one is up
+        run.wait_until_at_work(3)
         loaders = run.loaders()
         for pid in loaders:
             run.send(pid, signal.SIGSTOP)
@@ -111,7 +111,7 @@ def test_a_loader_that_hangs_for_too_long_is_killed(models: Path, home: Path, an
     deadlines = ("--soft-deadline", 0.1, "--hard-deadline", 1.0)
     with Launch(home, "--model", models / "big", *ARGUMENTS[2:], *deadlines, "--loaders", 2, lines=True) as run:
         run.write("the ship\n")
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 2)
+        run.wait_until_at_work(2)
         run.send(run.loaders()[0], signal.SIGSTOP)
         run.write("the ship\n")
         run.wait_for(lambda run: "; it is replaced" in run.err)

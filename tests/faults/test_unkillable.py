@@ -65,7 +65,7 @@ def test_the_run_goes_on_without_it(models: Path, home: Path, tmp_path: Path, fr
     words = ("--model", models / "big", *ARGUMENTS, "--max-new-tokens", 24)
     answer = launch(tmp_path / "whole", *words, "--quiet").out
     with Launch(home, *words, "--loaders", 3, lines=True) as run:
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 3)
+        run.wait_until_at_work(3)
         with frozen(freezer, run, 1):
             frozen_s = run.now_s
             run.wait_for(lambda run: not run.is_running)
@@ -80,7 +80,7 @@ def test_its_slots_come_back_when_the_kernel_ends_it(models: Path, home: Path, f
     words = ("--model", models / "big", *ARGUMENTS[2:], "--max-new-tokens", 24, "--loaders", 2)
     with Launch(home, *words, lines=True) as run:
         run.write("the ship\n")
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 2)
+        run.wait_until_at_work(2)
         with frozen(freezer, run, 1):
             run.wait_for(lambda run: "cannot be killed" in run.err)
             run.wait_for(lambda run: "\n" in run.out)
@@ -115,7 +115,7 @@ def test_where_no_slot_is_left_the_run_ends_and_names_the_disk(models: Path, hom
     """Without waiting for what cannot end; its last word says what it left behind."""
     words = ("--model", models / "big", *ARGUMENTS, "--max-new-tokens", 60, "--loaders", 3)
     with Launch(home, *words) as run:
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 3)
+        run.wait_until_at_work(3)
         with frozen(freezer, run, 3):
             frozen_s = run.now_s
             run.wait_for(lambda run: not run.is_running)

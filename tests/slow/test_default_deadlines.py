@@ -18,7 +18,7 @@ SLACK_S = 5.0  # a machine that runs other tests beside these looks later
 def test_a_loader_that_stands_still(models: Path, home: Path) -> None:
     with Launch(home, "--model", models / "big", *ARGUMENTS, lines=True) as run:
         run.write("the ship\n")
-        run.wait_for(lambda run: run.out and len(run.loaders()) == 2)
+        run.wait_until_at_work(2)
         run.send(run.loaders()[0], signal.SIGSTOP)
         stopped_s = run.now_s
         run.write("the ship\n")
