@@ -22,6 +22,7 @@ from hermes_mp.host import memory
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 STEP_NBYTES = 32 << 20  # free memory is read again after so many bytes
+MOST_SIGNALS = 100  # that come between, in one call
 SPARE_NBYTES = 4 << 20  # left over by every step: the kernel charges memory in batches per CPU
 ALIGN_NBYTES = 2 << 20  # of the mapping: what a huge page needs with 4 KiB pages
 MAX_GRANULE = 4 << 20  # with 16 KiB pages a huge page is 32 MiB: rounding slots up to it costs more than it brings
@@ -129,9 +130,12 @@ class Arena:
     def free(self, base: int, nbytes: int) -> None:
         """Give the memory of these bytes back to the machine; they read as zeros until allocated again."""
         self._check(base, nbytes)
-        while _libc.fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, base, nbytes):
+        for _ in range(MOST_SIGNALS):
+            if not _libc.fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, base, nbytes):
+                return
             if ctypes.get_errno() != errno.EINTR:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+                break
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def allocated_nbytes(self) -> int:
         """Bytes of memory the arena takes at this moment, of all processes together."""
