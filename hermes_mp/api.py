@@ -188,7 +188,7 @@ class _Behind:
             endpoint = str(said["endpoint"])
             self._run_dir = Path(endpoint.removeprefix("ipc://")).parent
             link: Link[ToCompute] = Link(endpoint, CALLER, ToCompute, daemon_fd=self._daemon.pidfd)
-            self.supply = LinkedSupply(link, self._arena, self._pid)
+            self.supply = LinkedSupply(link, self._arena, self._pid, checkpoint.files)
         except BaseException:
             self._stop_daemon()
             raise

@@ -18,12 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.supplying import LinkedSupply
-from hermes_mp.errors import DaemonLost, HermesError, InvariantBroken, OutOfMemory, SystemCallFailed, refused
+from hermes_mp.errors import (
+    DaemonLost,
+    HermesError,
+    InvariantBroken,
+    OutOfMemory,
+    SystemCallFailed,
+    refused,
+)
 from hermes_mp.host import malloc
 from hermes_mp.host.arena import Arena
-from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.host.checkpoint import CheckpointFile, Stamp, find_checkpoint
 from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
 from hermes_mp.host.scheduling import take_usual_turns
+from hermes_mp.host.watched import WatchedFiles
 from hermes_mp.host.wire import Link, Peer
 from hermes_mp.messages import (
     MAX_TEXT_CHARS,
@@ -61,18 +69,23 @@ def main(arguments: Sequence[str]) -> int:
     except (DaemonLost, SystemCallFailed) as error:
         print(f"compute: {error}", file=sys.stderr)
         return error.exit_code
+    files = [CheckpointFile(Path(path), Stamp(*stamp)) for path, *stamp in settings["files"]]
     try:
-        _Compute(settings, link).run()
+        _Compute(settings, link, files).run()
     except DaemonLost as error:
         return error.exit_code  # nobody is left to be told
-    except OSError as error:
-        return _report(link, ComputeFailed(SystemCallFailed.exit_code, clip(refused(error).line()), ""))
-    except HermesError as error:
-        return _report(link, ComputeFailed(error.exit_code, clip(error.line()), ""))
     except Exception as error:  # an entry point: whatever it is becomes a message
-        bug = InvariantBroken(clip(f"{type(error).__name__}: {error}", 2000))
-        return _report(link, ComputeFailed(bug.exit_code, bug.line(), clip(traceback.format_exc(), 8000)))
+        return _report(link, _last_words(WatchedFiles(files).explain(error)))
     return 0
+
+
+def _last_words(error: Exception) -> ComputeFailed:
+    if isinstance(error, OSError):
+        error = refused(error)
+    if isinstance(error, HermesError):
+        return ComputeFailed(error.exit_code, clip(error.line()), "")
+    bug = InvariantBroken(clip(f"{type(error).__name__}: {error}", 2000))
+    return ComputeFailed(bug.exit_code, bug.line(), clip("".join(traceback.format_exception(error)), 8000))
 
 
 def _report(link: Link[ToCompute], last_words: ComputeFailed) -> int:
@@ -83,10 +96,10 @@ def _report(link: Link[ToCompute], last_words: ComputeFailed) -> int:
 
 
 class _Compute:
-    def __init__(self, settings: dict[str, Any], link: Link[ToCompute]) -> None:
+    def __init__(self, settings: dict[str, Any], link: Link[ToCompute], files: list[CheckpointFile]) -> None:
         self.settings, self.link = settings, link
         arena = Arena.attach(settings["arena_fd"])
-        self.supply = LinkedSupply(link, arena, os.getpid())
+        self.supply = LinkedSupply(link, arena, os.getpid(), files)
         self.parts: dict[int, str] = {}
 
     def run(self) -> None:
@@ -164,10 +177,14 @@ class _Compute:
         def say(text: str, token_ids: Sequence[int] = ()) -> None:
             for part in _parts(text):
                 self.link.send(TextStreamed(request.request, part, tuple(token_ids)))
+                token_ids = ()
 
         try:
             answer = task.answer(whole, say, request.final)
         except HermesError as error:
+            why = self.supply.files.explain(error)
+            if why is not error:
+                raise why from error  # no other request can be answered either
             self.link.send(RequestFailed(request.request, error.exit_code, clip(error.line())))
             return
         except (MemoryError, RuntimeError) as error:

@@ -148,16 +148,19 @@ class Computing:
             self.happened(Happened.STOP_ASKED)
             self.send(StopCompute())
 
-    def close(self, leave_s: float) -> None:
-        """End it: it has so long to leave by itself."""
+    def close(self, leave_s: float) -> str | None:
+        """End it: it has so long to leave by itself. What it is if it cannot be ended."""
+        state = None
         if self._child is not None:
             if self._child.reap(leave_s) is None:
                 self._child.kill()
                 if self._child.reap(GONE_S) is None:  # it waits in the kernel
                     self._poller.forget(self._child.pidfd)
+                    state = self._child.state()
             self._hear_out()
             self._child.forsake()
             self._child = None
+        return state
 
     def _hear_out(self) -> None:
         if self._child is not None and self._child.voice_fd >= 0:

@@ -39,6 +39,7 @@ class LoaderCrew:
         self._on_gone: Callable[[LoaderNo, Epoch], None] = lambda loader, epoch: None
         self._on_stuck: Callable[[LoaderNo, Epoch, str], None] = lambda loader, epoch, text: None
         self._on_fewer: Callable[[], None] = lambda: None
+        self._on_replaced: Callable[[], None] = lambda: None
         self._on_lost: Callable[[str], None] = lambda why: None
         self._say: Callable[[str], None] = lambda text: None
         self._on_heard: Callable[[bytes], object] = hand_on
@@ -59,15 +60,17 @@ class LoaderCrew:
         on_lost: Callable[[str], None],
         say: Callable[[str], None],
         on_heard: Callable[[bytes], object],
+        on_replaced: Callable[[], None],
     ) -> None:
-        """`on_gone` hears of each loader that the kernel has ended, `on_fewer` when one is not replaced, `on_lost` when
-        that was the last; `on_stuck` of each that was killed and does not end, and what the kernel says of it.
+        """`on_gone` hears of each loader that the kernel has ended, `on_replaced` when one that died is, `on_fewer` when
+        one is not, `on_lost` when that was the last; `on_stuck` of each that was killed and does not end, and what the
+        kernel says of it.
 
         `say` takes a line of ours, `on_heard` what loaders write to their standard error.
         """
         self._poller, self._on_gone, self._on_lost, self._say = poller, on_gone, on_lost, say
         self._on_stuck, self._on_fewer = on_stuck, on_fewer
-        self._on_heard = on_heard
+        self._on_heard, self._on_replaced = on_heard, on_replaced
         for fd in (*self._by_fd, *self._voices):
             poller.watch(fd)
 
@@ -105,6 +108,10 @@ class LoaderCrew:
             life = member[1] if member is not None and member[0] == epoch else self._crew.former.get((number, epoch))
             found.append((number, epoch, child.pid, (State.STOPPING if life is None else life.state).value))
         return found
+
+    def restarts(self, loader: LoaderNo) -> int:
+        """How often this one has died and was replaced."""
+        return self._crew.restarts[loader]
 
     def degraded(self) -> list[str]:
         """What the run has to do without, and why."""
@@ -167,12 +174,13 @@ class LoaderCrew:
     def renew(self) -> list[tuple[LoaderNo, Epoch]]:
         """Kill all present loaders, which counts against none of them, and start others; those that are still there."""
         present = list(self._children)
-        actions = [action for key in present for action in self._crew.renew(*key)]
-        self._retired.update(present)
+        renewed = {key: self._crew.renew(*key) for key in present}
+        self._retired.update(key for key, actions in renewed.items() if actions)
         for key in present:
             self.kill(*key)
         self._wait_gone(present)
-        self._perform(actions)
+        for actions in renewed.values():
+            self._perform(actions)
         return [key for key in present if key in self._children]
 
     def stop(self, timeout_s: float) -> None:
@@ -228,6 +236,8 @@ class LoaderCrew:
             then = "; it is replaced" if any(isinstance(action, Spawn) for action in actions) else ""
             self._say(f"loader {number} (epoch {epoch}) ended ({cause}){words}{then}")
         self._on_gone(number, epoch)
+        if any(isinstance(action, Spawn) for action in actions):
+            self._on_replaced()
         self._perform(actions)
 
     def _perform(self, actions: list[lifecycle.Action]) -> None:

@@ -23,6 +23,7 @@ from hermes_mp.agents.guard import Guard
 from hermes_mp.agents.quarters import LEAVE_S, Quarters
 from hermes_mp.agents.remembering import Remembering
 from hermes_mp.agents.settings import DaemonSettings
+from hermes_mp.config import FAST
 from hermes_mp.core import pipeload
 from hermes_mp.core.budget import MIN_SLOTS, Needs
 from hermes_mp.core.lifecycle import Happened
@@ -78,11 +79,9 @@ from hermes_mp.messages import (
     LoadFailed,
     LoadUnit,
     OpenFile,
-    PassEnded,
     PassForecast,
     PassStarted,
     RecallUnit,
-    RequestFailed,
     RunEnded,
     RunPlan,
     RunRequest,
@@ -100,6 +99,7 @@ from hermes_mp.messages import (
 )
 
 COMPUTE_LOST = "see above; with too little memory lower --context"
+WAITS = ("asleep", "waiting for a disk")  # perhaps for the model's files
 TURN_S = 0.1  # the longest sleep of the loop: memory is sampled and the person kept informed this often
 
 
@@ -142,7 +142,7 @@ class Daemon:
         take_short_turns()
         self.crew.attach(
             self._poller, self._loader_gone, self._loader_stuck, self._fewer_loaders, self._loaders_lost, front.say,
-            front.heard,
+            front.heard, front.restarted,
         )  # fmt: skip
 
     def __enter__(self) -> Daemon:
@@ -212,12 +212,18 @@ class Daemon:
             after.callback(self._close_guard)
             after.callback(self.adapting.close)
             after.callback(self.hub.close, last_words=self.settings.has_caller)
-            after.callback(self.compute.close, LEAVE_S if self.over is True else 0.0)
+            after.callback(self._close_compute)
             after.callback(self.crew.stop, LEAVE_S)
             with contextlib.suppress(SystemCallFailed):  # who cannot be told is killed
                 self.compute.ask_to_stop()
                 for number, epoch in self.crew.members():
                     self.hub.send(Peer("loader", number, epoch), StopLoader())
+
+    def _close_compute(self) -> None:
+        epoch = self.compute.peer.epoch
+        left = self.compute.close(LEAVE_S if self.over is True else 0.0)
+        if left is not None:
+            self.front.say(f"compute (epoch {epoch}) cannot be killed and is left behind: it is {left}")
 
     def _close_guard(self) -> None:
         self.guard.close()
@@ -310,8 +316,6 @@ class Daemon:
         if isinstance(message, LoaderStarted):
             self.crew.happened(message.loader, message.epoch, Happened.STARTED)
             self._started[peer] = message
-            if message.epoch > 1:
-                self.front.restarted()
             self._name_files(peer)
             self._feed(message)
         elif isinstance(message, UnitLoaded):
@@ -341,17 +345,9 @@ class Daemon:
         return unit
 
     def _load_failed(self, failed: LoadFailed) -> None:
-        """What compute waits for is read once more, so that a disk may err; not a file that is no longer the same."""
-        if not self._files_changed():
-            self.front.say(f"loader {failed.loader}: {failed.text}")
-            self._feed(failed)
-
-    def _files_changed(self) -> bool:
-        """Whether that ends the run."""
-        change = self.guard.change()
-        if change is not None:
-            self.end(change)
-        return change is not None
+        """What compute waits for is read once more, so that a disk may err."""
+        self.front.say(f"loader {failed.loader}: {failed.text}")
+        self._feed(failed)
 
     def _name_files(self, peer: Peer) -> None:
         plan = self.plan
@@ -417,8 +413,8 @@ class Daemon:
             if message.traceback:
                 self.front.say(message.traceback)
             self.compute.happened(Happened.SAID_FAILED)
-            self.end(self.guard.change() or revived(message.exit_code, message.text))
-        elif not isinstance(message, (PassStarted, PassEnded, RequestFailed)) or not self._files_changed():
+            self.end(revived(message.exit_code, message.text))
+        else:
             if isinstance(message, PassStarted):
                 self._feed(message)
             self.front.told(message)
@@ -437,7 +433,8 @@ class Daemon:
             why = f": {ended.over.why}" if ended.over.why else ""
             self.end(ComputeLost(f"compute (epoch {epoch}) ended ({cause}){why}", attempt))
             return
-        self.front.say(f"compute (epoch {epoch}) ended ({cause}); it is started again, and repeats the request")
+        repeats = "" if self.settings.options.get("replay") == FAST else ", and repeats the request"
+        self.front.say(f"compute (epoch {epoch}) ended ({cause}); it is started again{repeats}")
         self.accounting.compute_began(self.compute.pid)
         self._described = [], []
         self._leased.clear()
@@ -464,8 +461,10 @@ class Daemon:
         waits = self.mind is not None and self.mind.wanted
         if self._stillness.look(has_work and not waits, self.compute.mark(), time.monotonic_ns()):
             epoch, state = self.compute.peer.epoch, self.compute.stop_hanging()
+            disk = device_of(str(self.settings.checkpoint.directory)) if state in WAITS else ""
+            where = f", and the model lies on {disk}" if disk else ""
             self.end(ComputeLost(
-                f"compute (epoch {epoch}) has done nothing for {self.settings.timeout_s:g} s: it is {state}",
+                f"compute (epoch {epoch}) has done nothing for {self.settings.timeout_s:g} s: it is {state}{where}",
                 "run it again; on a machine that pauses processes raise --timeout",
             ))  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Sees to it that the weights are what they were: the files before and after each pass, each unit as `--verify` says.
+"""Sees to it that units are what they were, as `--verify` says. That files are, `host.watched` does where one computes.
 
 What an embedding's rows hold, which compute reads itself, goes by the files alone.
 """
@@ -61,14 +61,6 @@ class Guard:
             return failed
         file, offset = failed.where
         return replace(failed, text=clip(failed.text + self._names(file, offset, offset + 1, unit)))
-
-    def change(self) -> WeightsChanged | None:
-        """What has become of a file since its header was read."""
-        for file in self._checkpoint.files:
-            how = file.change()
-            if how is not None:
-                return WeightsChanged(f"{file.path} {how} while it was in use")
-        return None
 
     def report(self) -> Verified:
         proven = all(file.path.name in self._index.sha256 for file in self._checkpoint.files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from hermes_mp.config import FIRST
@@ -38,6 +38,7 @@ class DaemonSettings:
         """What every incarnation of our compute is told of these."""
         return {
             "directory": str(self.checkpoint.directory),
+            "files": [(str(file.path), *astuple(file.stamp)) for file in self.checkpoint.files],
             "dtype": self.dtype,
             "context": self.context,
             "batch": self.batch,

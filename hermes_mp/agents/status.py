@@ -41,7 +41,7 @@ def of(daemon: Daemon) -> dict[str, Any]:
         },
         "loaders": [
             {
-                "number": number, "pid": pid, "state": state, "restarts": epoch - 1,
+                "number": number, "pid": pid, "state": state, "restarts": daemon.crew.restarts(number),
                 "reads": [slot.unit for slot in work.get((number, epoch), [])],
             }
             for number, epoch, pid, state in daemon.crew.states()

@@ -9,13 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hermes_mp.core.leasing import Action, GiveUp, Leasing
 from hermes_mp.core.unitlist import UnitList
-from hermes_mp.errors import DaemonLost, HermesError, SystemCallFailed, revived
+from hermes_mp.errors import DaemonLost, HermesError, SystemCallFailed, WeightsChanged, revived
 from hermes_mp.host.arena import Arena
+from hermes_mp.host.checkpoint import CheckpointFile
 from hermes_mp.host.reading import FileReader
+from hermes_mp.host.watched import WatchedFiles
 from hermes_mp.host.wire import Link
 from hermes_mp.messages import (
     ComputeStarted,
@@ -63,7 +65,9 @@ def listen(supply: LinkedSupply, lock: threading.RLock, closed: threading.Event)
 class LinkedSupply:
     """A `models.supply.Supply` over a `Link`. One thread at a time; the caller holds the binder's lock."""
 
-    def __init__(self, link: Link[ToCompute], arena: Arena, pid: int) -> None:
+    def __init__(self, link: Link[ToCompute], arena: Arena, pid: int, files: Iterable[CheckpointFile] = ()) -> None:
+        """`files`: what is looked at before and after every pass."""
+        self.files = WatchedFiles(files)
         self._link = link
         self._arena = arena
         self.buffer = arena.view(0, arena.nbytes)
@@ -170,11 +174,24 @@ class LinkedSupply:
         self._act(self._leasing.forecast(more, units))
 
     def pass_started(self, rows: int, tokens: int) -> None:
+        """Raises WeightsChanged, as the end of a pass does."""
+        self._look_at_files()
         self._send(PassStarted(time.monotonic_ns(), rows, tokens))
 
     def pass_ended(self, complete: bool) -> None:
         if self._lost is None:
+            if complete:
+                self._look_at_files()
             self._send(PassEnded(time.monotonic_ns(), complete))
+
+    def _look_at_files(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        try:
+            self.files.look()
+        except WeightsChanged as change:
+            self._lost = change
+            raise
 
     def lose(self, error: HermesError) -> None:
         """From now on every call raises this, or what went wrong before."""

@@ -204,7 +204,7 @@ class LaunchFront:
     def _next(self) -> None:
         """Hand out the next request; without one wait for a line, or end where none can come."""
         assert self.daemon is not None
-        self._active = None
+        self._active, self._chosen = None, []
         more_may_come = self._lines is not None and not self._lines.ended
         if not self._requests:
             if more_may_come:
@@ -218,7 +218,7 @@ class LaunchFront:
             self.daemon.watch(self._lines.fileno())
         self._label = label_of(request) if self._several else None
         self._active = self._asked, request, not self._requests and not more_may_come
-        self._told, self._chosen = Retelling(), []
+        self._told = Retelling()
         self._asked += 1
         self._ask(self._active)
 

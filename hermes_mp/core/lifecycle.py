@@ -7,7 +7,7 @@ notice and the child's last message travel by different ways, and by then anothe
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from enum import Enum
 
@@ -162,6 +162,7 @@ class Crew:
         self._killed: dict[tuple[LoaderNo, Epoch], int] = {}  # since when, of those that are still there
         self._limits = limit, window_ns
         self._restarts: dict[LoaderNo, Restarts] = {}
+        self.restarts: Counter[LoaderNo] = Counter()  # how often each has died and was replaced
         self._epochs: dict[LoaderNo, int] = {}  # the last one of each, also of those that left
         self.members: dict[LoaderNo, tuple[Epoch, Child]] = {}
         self.former: dict[tuple[LoaderNo, Epoch], Child] = {}  # processes that are no members any more
@@ -181,9 +182,12 @@ class Crew:
         return [self._spawn(number, Epoch(self._epochs.get(number, 0) + 1)) for number in added], retired
 
     def renew(self, loader: LoaderNo, epoch: Epoch) -> list[Action]:
-        """Start another incarnation in the place of this one, which is about to be killed for no fault of its own."""
+        """Start another incarnation in the place of this one, which is about to be killed for no fault of its own.
+
+        Not of one that is at its end anyway.
+        """
         member = self.members.get(loader)
-        if member is None or member[0] != epoch:
+        if member is None or member[0] != epoch or member[1].state not in (State.SPAWNING, State.UP):
             return []
         self._dismiss(loader)
         return [self._spawn(loader, Epoch(epoch + 1))]
@@ -221,6 +225,7 @@ class Crew:
         restarts = self._restarts.setdefault(loader, Restarts(*self._limits))
         if not restarts.grant(now_ns):
             return self._abandon(loader, restarts.why_not)
+        self.restarts[loader] += 1
         return [self._spawn(loader, Epoch(epoch + 1))]
 
     def outlived(self, now_ns: int) -> list[tuple[LoaderNo, Epoch]]:

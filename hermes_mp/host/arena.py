@@ -22,8 +22,8 @@ from hermes_mp.host import memory
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 STEP_NBYTES = 32 << 20  # free memory is read again after so many bytes
-MOST_SIGNALS = 100  # that come between, in one call
 SPARE_NBYTES = 4 << 20  # left over by every step: the kernel charges memory in batches per CPU
+MOST_SIGNALS = 100  # that come between, in one call
 ALIGN_NBYTES = 2 << 20  # of the mapping: what a huge page needs with 4 KiB pages
 MAX_GRANULE = 4 << 20  # with 16 KiB pages a huge page is 32 MiB: rounding slots up to it costs more than it brings
 HUGE_PAGES_VARIABLE = "HERMES_HUGE_PAGES"  # "off": small pages, for comparison

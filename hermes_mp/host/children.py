@@ -45,10 +45,12 @@ class Child:
     voice_fd: int = -1  # becomes readable when it has written to standard output or error; `hear` it then
     starved: bool = False  # it has ended, for lack of memory
     _heard: bytes = b""
+    _by_us: bool = False  # we have killed it: no kill of the kernel's is its end
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal; nothing happens where the process has ended."""
         if self.pidfd >= 0:
+            self._by_us = self._by_us or (number == signal.SIGKILL and not self.has_ended())
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
@@ -58,7 +60,7 @@ class Child:
 
     def state(self) -> str:
         """What the kernel says it is at this moment: 'stopped', 'waiting for a disk', ..."""
-        return procstat.look(self.pid).state
+        return procstat.state_of(self.pid)
 
     def hear(self) -> bytes | None:
         """What it has written since; b"" where that is nothing, None where nothing can follow: `voice_fd` is closed."""
@@ -130,7 +132,7 @@ class Child:
         if code >= 0:
             return f"exit code {code}"
         text = f"killed by {signal.Signals(-code).name}"
-        if -code == signal.SIGKILL:
+        if -code == signal.SIGKILL and not self._by_us:
             with contextlib.suppress(OSError):  # it has ended, whatever more could be said of that
                 anywhere, here = map(_claim, self._oom_kills, memory.oom_kills(), _claimed)
                 self.starved = anywhere or here

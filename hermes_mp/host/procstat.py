@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 
 STATES = {
@@ -28,3 +30,12 @@ def look(pid: int | str) -> Stat:
         return Stat("gone", 0, 0, 0)
     state = STATES.get(words[0], f"in state {words[0]}")
     return Stat(state, int(words[11]) + int(words[12]), int(words[19]), int(words[9]))
+
+
+def state_of(pid: int) -> str:
+    """Of a process: of its first thread, or where that has ended of another one that has not."""
+    state = look(pid).state
+    with contextlib.suppress(OSError):
+        others = (look(f"{pid}/task/{thread}").state for thread in os.listdir(f"/proc/{pid}/task"))
+        return next((one for one in others if one != "gone"), state) if state == "gone" else state
+    return state

@@ -82,6 +82,7 @@ class Hub:
         self._socket = _limited_socket(zmq.ROUTER)
         self._close = weakref.finalize(self, _close, self._socket)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)  # an unknown peer or a full queue is an error, not a lost message
+        self._socket.set(zmq.IPC_FILTER_UID, os.getuid())  # others do not come into the directory, either
         try:
             self._socket.bind(self.endpoint)
         except zmq.ZMQError as reason:

@@ -45,6 +45,10 @@ def main() -> int:
         except Failed as error:
             print(f"{options.campaign}, seed {options.seed}, {error}", file=sys.stderr)
             return 1
+        left = [one for one in os.listdir(runtime) if one.startswith("hermes-mp-")]
+        if left and options.campaign != "daemon":  # of a killed one the next start removes it
+            print(f"{options.campaign}, seed {options.seed}: directories of runs are left: {left}", file=sys.stderr)
+            return 1
         print(json.dumps({"campaign": options.campaign, "seed": options.seed, **campaign.summary(records)}))
     return 0
 

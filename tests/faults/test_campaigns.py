@@ -20,9 +20,11 @@ DEADLINE_S = 900.0  # of one sample
 def sample(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "campaigns", name, "--count", CAMPAIGNS[name][2], "--out", folder / f"{name}.jsonl"]
     tests = Path(__file__).resolve().parents[1]
-    return subprocess.run(
-        list(map(str, words)), cwd=tests, capture_output=True, text=True, timeout=DEADLINE_S, check=False
-    )
+    words = list(map(str, words))
+    try:
+        return subprocess.run(words, cwd=tests, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    except subprocess.TimeoutExpired as late:
+        return subprocess.CompletedProcess(words, -1, "", f"not done after {DEADLINE_S:g} s: {late.stderr!r}")
 
 
 @pytest.fixture(scope="module")

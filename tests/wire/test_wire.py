@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import zmq
 from hermes_mp.errors import BadMessage, DaemonLost, InvariantBroken
 from hermes_mp.host.codec import pack
 from hermes_mp.host.wire import QUEUE_LENGTH, Hub, Link, Peer, Poller
+from hermes_mp.ids import Epoch, LoaderNo
 from hermes_mp.messages import (
     MAX_FRAME_NBYTES,
     AskUnit,
@@ -407,3 +409,31 @@ def test_what_nobody_closed_does_not_hang_the_interpreter(run_dir: Path, how: st
         [sys.executable, "-c", FORGETFUL_PROCESS, run_dir, how], timeout=DEADLINE_S, capture_output=True, check=False
     )
     assert done.returncode == status, done.stderr
+
+
+@pytest.mark.parametrize("uid", [0, 65534])
+def test_only_processes_of_our_user_are_heard(uid: int) -> None:
+    """Even where the run directory lets others in: the kernel says who connects."""
+    if os.getuid() != 0:
+        pytest.skip("another user can be played by root only")
+    with tempfile.TemporaryDirectory() as folder, closing(Hub(Path(folder))) as hub:
+        for path, mode in ((folder, 0o755), (hub.endpoint.removeprefix("ipc://"), 0o777)):
+            os.chmod(path, mode)
+        pid = os.fork()
+        if pid == 0:
+            os.setuid(uid)
+            socket = zmq.Context().socket(zmq.DEALER)
+            socket.set(zmq.ROUTING_ID, LOADER.routing_id)
+            socket.connect(hub.endpoint)
+            socket.send(pack(LoaderStarted(LoaderNo(2), Epoch(7), 1)))
+            time.sleep(1.0)
+            os._exit(0)
+        poller = Poller()
+        poller.watch(hub)
+        heard = None
+        while heard is None and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            poller.wait(0.1)
+            heard = hub.receive()
+        assert (heard is not None) == (uid == 0)
+        if heard is not None:
+            os.waitpid(pid, 0)
