@@ -62,9 +62,9 @@ class LoaderCrew:
         on_heard: Callable[[bytes], object],
         on_replaced: Callable[[], None],
     ) -> None:
-        """`on_gone` hears of each loader that the kernel has ended, `on_replaced` when one that died is, `on_fewer` when
-        one is not, `on_lost` when that was the last; `on_stuck` of each that was killed and does not end, and what the
-        kernel says of it.
+        """`on_gone` hears of each loader that the kernel has ended, `on_replaced` when one that died is, `on_fewer`
+        when one is not, `on_lost` when that was the last; `on_stuck` of each that was killed and does not end, and what
+        the kernel says of it.
 
         `say` takes a line of ours, `on_heard` what loaders write to their standard error.
         """
