@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--run", type=int, default=None, help="this run of the seed only")
     parser.add_argument("--out", type=Path, default=None, help="one JSON object a line: every fault, every run")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it, and theirs
     kind, full, _ = CAMPAIGNS[options.campaign]
     with tempfile.TemporaryDirectory(prefix="hermes-campaign-") as name:
         folder = Path(name)
