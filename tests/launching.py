@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -45,9 +46,9 @@ class Ended:
 
     @property
     def line(self) -> str:
-        """The one line of an error, where nothing else was said but progress and that the hub is asked."""
+        """The one line of an error, where nothing else was said but progress, of the hub, and of a loader."""
         lines = [one for one in self.err.splitlines() if one.startswith("hermes-launch: ")]
-        (line,) = [one for one in lines if not one.endswith(" on the hub")]
+        (line,) = [one for one in lines if not re.search(r" on the hub$|^hermes-launch: loader [0-9]+: ", one)]
         assert "Traceback" not in self.err
         return line.removeprefix("hermes-launch: ")
 

@@ -111,6 +111,7 @@ class Console:
     def failed(self, line: str, exit_code: int) -> None:
         """One request could not be answered; others may follow."""
         self._json_answer({"error": {"exit_code": exit_code, "line": line}})
+        self.idle()  # or a word of progress would be the last one
         self._error_line(line)
 
     def note(self, text: str) -> None:

@@ -41,6 +41,8 @@ class EndCampaign(Campaign):
         if took_s > GONE_S:
             raise Failed(f"it took {took_s:g} s to end")
         codes = [128 + which] + [-which] * (state == "beginning")  # it may not have come to its own program
+        if "init_import_site" in ended.out:
+            codes.append(1)  # Python's own start
         if ended.code not in codes or (state == "computing" and "Traceback" in ended.out) or of_ours(ended.out):
             raise Failed(f"{which.name}: ended with {ended.code}: {ended.out[-2000:]!r}")
         if before != after:
