@@ -41,7 +41,7 @@ def of(daemon: Daemon) -> dict[str, Any]:
         },
         "loaders": [
             {
-                "number": number, "pid": pid, "state": state, "restarts": daemon.crew.restarts(number),
+                "number": number, "pid": pid, "state": state, "restarts": min(daemon.crew.restarts(number), epoch - 1),
                 "reads": [slot.unit for slot in work.get((number, epoch), [])],
             }
             for number, epoch, pid, state in daemon.crew.states()

@@ -40,7 +40,7 @@ def test_a_disk_that_answers(models: Path, home: Path, tmp_path: Path, mounted: 
 
 
 MOMENTS: dict[str, Callable[[Launch], object]] = {
-    "while compute starts": lambda run: len(run.loaders()) == 2 and "torch" in run.err,
+    "while compute starts": lambda run: len(run.loaders()) == 2 and "hermes: compute" in run.processes().values(),
     "in the midst of an answer": lambda run: len(run.out) > 8,
 }
 

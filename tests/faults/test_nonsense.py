@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 from any_message import UNIONS
-from campaigns.shim.failing_calls import FRAME
+from campaigns.shim.failing_calls import BEFORE, FRAME
 from campaigns.wire_frames import frame
 from launching import Launch, launch
 from test_calls import failing
@@ -18,7 +18,7 @@ from hermes_mp.errors import BadMessage
 from hermes_mp.host.codec import pack, unpack
 from hermes_mp.ids import Epoch, LoaderNo, Ticket, UnitNo
 
-# Deadlines are short: a message that is said in the place of another is missed.
+# Deadlines are short: a frame that is sent in the place of a message leaves that out.
 ARGUMENTS = (
     "--prompt", "the ship", "--max-new-tokens", 24, "--memory", "none", "--loaders", 2,
     "--soft-deadline", 0.5, "--hard-deadline", 1.5,
@@ -71,7 +71,7 @@ def test_what_is_no_message(models: Path, home: Path, answer: str, role: str, se
 @pytest.mark.parametrize("lie", list(LIES))
 def test_what_is_not_true(models: Path, home: Path, answer: str, lie: str) -> None:
     role, message = LIES[lie]
-    env = failing(home, SITES[role], FRAME + pack(message).hex(), 9)
+    env = failing(home, SITES[role], BEFORE + pack(message).hex(), 9 if role == "loader" else 40)
     with Launch(home, "--model", models / "big", *ARGUMENTS, env=env) as run:
         ended = run.ended()
     assert home.with_suffix(".fired").exists()

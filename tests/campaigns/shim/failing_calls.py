@@ -3,8 +3,8 @@
 A site is (role of the process, function, file, name of the caller, line): the innermost frame of hermes_mp, with none
 but the standard library's, pyzmq's and `host/retrying.py` between it and the call. What others open is not ours.
 `CALLS` holds what to do as JSON: {"record": FILE}, or {"site", "how", "first", "forever", "fired": FILE}: `site` is its
-beginning, `how` an errno, "short", "flip" (a bit of what `preadv` brings) or "frame:" and, in hex, what to `send`
-instead; `first` counts its calls in a process; unless `forever` it fails once in a run.
+beginning, `how` an errno, "short", "flip" (a bit of what `preadv` brings), or "frame:" or "before:" and, in hex, what
+to `send` instead or ahead; `first` counts its calls in a process; unless `forever` it fails once in a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 CALLS = "HERMES_FAILING_CALLS"
-SHORT, FLIP, FRAME = "short", "flip", "frame:"
+SHORT, FLIP, FRAME, BEFORE = "short", "flip", "frame:", "before:"
 HERE = os.path.dirname(os.path.abspath(__file__))
 RETRYING = "/hermes_mp/host/retrying.py"
 BETWEEN = (sysconfig.get_path("stdlib") + os.sep, HERE + os.sep)
@@ -120,8 +120,10 @@ def _wrapped(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
             return _short(name, call, words)
         if how == FLIP:
             return _flipped(call, words)
-        if str(how).startswith(FRAME):
-            return call(words[0], bytes.fromhex(str(how).removeprefix(FRAME)), *words[2:], **more)
+        if isinstance(how, str) and how.startswith((FRAME, BEFORE)):
+            kind, _, frame = how.partition(":")
+            sent = call(words[0], bytes.fromhex(frame), *words[2:], **more)
+            return sent if kind + ":" == FRAME else call(*words, **more)
         if name in ("send", "recv"):
             import zmq
 
