@@ -35,7 +35,8 @@ class KillCampaign(Campaign):
         ground = self._ground
         chance = ground.chance(number)
         loaders = chance.randint(1, 3)
-        faults = ["compute"] * chance.randint(0, COMPUTE_KILLS) + ["loader"] * chance.randint(1, LOADER_KILLS * loaders)
+        computes = [chance.choice(("compute", "computing")) for _ in range(chance.randint(0, COMPUTE_KILLS))]
+        faults = computes + ["loader"] * chance.randint(1, LOADER_KILLS * loaders)
         chance.shuffle(faults)
         expected: list[str] = []
         with Launch(ground.home(number), *ground.words(loaders), lines=True) as run:
@@ -83,9 +84,11 @@ class KillCampaign(Campaign):
         """Kill one; None where there is none at this moment. Of a loader also how long until another one is up."""
         how = "oom" if chance.random() < OOM_SHARE else "SIGKILL"
         status = status_of(run)
-        if role == "compute":
+        if role != "loader":
             pid, state = compute_of(run, status)
-            return {"role": role, "state": state, "by": how} if pid and killed(pid, how) else None
+            if role == "computing" != state:
+                return None  # in that state only: it starts for seconds and computes for less than one
+            return {"role": "compute", "state": state, "by": how} if pid and killed(pid, how) else None
         loaders = [] if status is None else [one for one in status["loaders"] if one["restarts"] < RESTARTS]
         if status is None or not loaders:
             return None
