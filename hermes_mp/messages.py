@@ -56,6 +56,22 @@ class RunPlan:
     source: str = ""
 
 
+@dataclass(frozen=True)
+class TensorSpec:
+    """`dtype` as torch names it without its prefix: `bfloat16`. Its bytes are shape x itemsize, row after row."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """Layers `first` to `last` (excluded) of the model's list: one stretch."""
+
+    first: int
+    last: int
+
+
 # --- daemon -> loader
 
 
@@ -211,6 +227,38 @@ class RunRequest:
 
 
 @dataclass(frozen=True)
+class AssignLayers:
+    """To a board's compute: from now on these stretches, in this order, are the stage's; its caches are dropped.
+
+    `window`: slots that streamed units share, as planned; 0: as the daemon would.
+    """
+
+    epoch: int
+    stretches: tuple[LayerRange, ...]
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class RunLayers:
+    """Run the stage's stretch number `index`, as part of pass `number`, on `states`.
+
+    At the first of a pass the caches are to hold `past` positions and to have `rows` of the rows that they had (empty:
+    as they are). `calls`: a JSON text, what each layer is given beside the states, see `models.layer_calls`; `tensors`
+    are those of it that this pass has not sent yet. They and then the states are the bundle.
+    """
+
+    epoch: int
+    number: int
+    index: int
+    last: bool
+    past: int
+    rows: tuple[int, ...]
+    calls: str
+    tensors: tuple[TensorSpec, ...]
+    states: TensorSpec
+
+
+@dataclass(frozen=True)
 class StopCompute:
     """Finish and exit (only ever sent to a compute process of ours, never to a caller's)."""
 
@@ -330,6 +378,36 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Note:
+    """One line that is worth keeping: a board was left out."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class StageMeasured:
+    """Of a stage: its model is there. `facts` is a JSON object: what it takes, and what its layers cost."""
+
+    facts: str
+
+
+@dataclass(frozen=True)
+class BoardTold:
+    """Of a head: what a board of the run does, has and has taken so far. `facts` is a JSON object."""
+
+    board: str
+    facts: str
+
+
+@dataclass(frozen=True)
+class BoardGone:
+    """Another board is left out from now on: `text` is one line that names it. Without text it is there again."""
+
+    board: str
+    text: str
+
+
+@dataclass(frozen=True)
 class TextStreamed:
     """Some text of the answer to `request`, as it comes.
 
@@ -349,6 +427,40 @@ class RequestAnswered:
     part: int
     last: bool
     text: str
+
+
+@dataclass(frozen=True)
+class LayersRun:
+    """The answer to RunLayers; the states are the bundle. Nanoseconds it took, and of them in wait for units."""
+
+    epoch: int
+    number: int
+    index: int
+    states: TensorSpec
+    took_ns: int
+    stalled_ns: int
+
+
+@dataclass(frozen=True)
+class LayersFailed:
+    """The answer to RunLayers where it cannot be: the error by its exit code and text."""
+
+    epoch: int
+    number: int
+    index: int
+    exit_code: int
+    text: str
+
+
+@dataclass(frozen=True)
+class RequestRepeated:
+    """A board was lost, or another has joined: once the units are described anew, ask `request` once more.
+
+    `why` is one line.
+    """
+
+    request: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -388,10 +500,13 @@ class StatusTold:
 
 ToLoader = OpenFile | LoadUnit | StopLoader
 FromLoader = LoaderStarted | UnitLoaded | LoadFailed | LoaderFailed
-ToCompute = UnitReady | RecallUnit | UnitFailed | RunEnded | SlotsDivided | RunRequest | StopCompute
+ToCompute = (
+    UnitReady | RecallUnit | UnitFailed | RunEnded | SlotsDivided | RunRequest | AssignLayers | RunLayers | StopCompute
+)  # fmt: skip
 FromCompute = (
     ComputeStarted | FileNamed | UnitDescribed | UnitsDescribed | AskUnit | UnitDone | RowsRead
     | PassForecast | PassStarted | PassEnded | Progress | TextStreamed | RequestAnswered | RequestFailed | ComputeFailed
+    | LayersRun | LayersFailed | RequestRepeated | Note | BoardGone | StageMeasured | BoardTold
 )  # fmt: skip
 FromViewer = AskStatus
 ToViewer = StatusTold

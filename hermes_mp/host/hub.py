@@ -45,7 +45,7 @@ def resolve(model: str, say: Callable[[str], None]) -> Path:
     path = os.path.expanduser(model)
     if os.path.exists(path):
         return Path(path)
-    if not _may_be_hub_id(model):
+    if not may_be_hub_id(model):
         raise ModelNotFound(f"there is no directory {model or '(its name is empty)'}")
     say(f"looking for {model} on the hub")
     return _in_own_process(model)
@@ -62,7 +62,7 @@ def outline(model: str, folder: Path) -> Path:
 
 def is_hub_id(model: str) -> bool:
     """Whether `model` is not a path, so that `resolve` would ask the hub."""
-    return not os.path.exists(os.path.expanduser(model)) and _may_be_hub_id(model)
+    return not os.path.exists(os.path.expanduser(model)) and may_be_hub_id(model)
 
 
 def cache_place() -> Path:
@@ -85,7 +85,8 @@ def writing_to(folder: Path | str) -> Iterator[None]:
         ) from error
 
 
-def _may_be_hub_id(model: str) -> bool:
+def may_be_hub_id(model: str) -> bool:
+    """Whether this is no path, by its look."""
     return bool(model) and not model.startswith((".", "/", "~")) and model.count("/") <= 1
 
 

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hermes_mp.core.layer_costs import LayerCosts
 from hermes_mp.core.profile import DeviceProfile, ModelProfile
 from hermes_mp.errors import BadMessage
 from hermes_mp.host.cachedir import FORMAT, cache_directory, keep, versions
@@ -48,7 +49,22 @@ def recall_model(path: Path) -> ModelProfile | None:
         return None
 
 
-def remember(path: Path, profile: DeviceProfile | ModelProfile) -> str:
+def costs_path(digest: str, dtype: str, batch: int, threads: int | None, role: str) -> Path:
+    """Where the costs of this checkpoint's layers lie, for a head or a stage: whether they exist or not."""
+    key = json.dumps([digest, dtype, batch, threads, role, processor(), versions()])
+    return cache_directory() / "costs" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+
+
+def recall_costs(path: Path) -> LayerCosts | None:
+    """What is kept there; None where there is nothing of use."""
+    document = _read(path)
+    try:
+        return None if document is None else LayerCosts.from_json(document)
+    except BadMessage:
+        return None
+
+
+def remember(path: Path, profile: DeviceProfile | ModelProfile | LayerCosts) -> str:
     """Keep it; see `keep`. Without it the next plan measures again."""
     return keep(path, json.dumps({"format": FORMAT, "profile": profile.to_json()}))
 

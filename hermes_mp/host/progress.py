@@ -11,7 +11,7 @@ import os
 from hermes_mp.host.arena import sealed_memfd, sealed_nbytes
 from hermes_mp.ids import LoaderNo
 
-LOADERS = 64
+LOADERS = 192  # 64 that read here, and those that take from other boards
 LINE_NBYTES = 64
 
 
@@ -24,7 +24,7 @@ class ProgressBoard:
 
     @classmethod
     def create(cls) -> ProgressBoard:
-        """A board of 64 counters, all zero."""
+        """A board of `LOADERS` counters, all zero."""
         fd = sealed_memfd("hermes-progress", LOADERS * LINE_NBYTES)
         try:
             return cls(fd)

@@ -1,4 +1,4 @@
-"""The one file that touches ZeroMQ: the daemon's `Hub`, everybody else's `Link`, and a `Poller` over them and fds.
+"""ZeroMQ within a board: the daemon's `Hub`, everybody else's `Link`, and a `Poller` over ends of ours and fds.
 
 No message is dropped in silence: a full queue refuses (`Hub.send` is False) or waits with a deadline (`Link.send`).
 It knows peers and frames, not what the messages mean. A process has one Hub or one Link, and with it one context.
@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, Union, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import zmq
 
@@ -79,8 +79,8 @@ class Hub:
         self.endpoint = f"ipc://{self._path}"
         if os.path.lexists(self._path):  # bind would take it over from whoever listens there, without a word
             raise InvariantBroken(f"a run directory is fresh, but {self._path} exists")
-        self._socket = _limited_socket(zmq.ROUTER)
-        self._close = weakref.finalize(self, _close, self._socket)
+        self._socket = limited_socket(zmq.ROUTER)
+        self._close = weakref.finalize(self, close_sockets, (self._socket,))
         self._socket.set(zmq.ROUTER_MANDATORY, 1)  # an unknown peer or a full queue is an error, not a lost message
         self._socket.set(zmq.IPC_FILTER_UID, os.getuid())  # others do not come into the directory, either
         try:
@@ -88,6 +88,11 @@ class Hub:
         except zmq.ZMQError as reason:
             self.close()
             raise InvariantBroken(f"a run directory takes a socket, but {self.endpoint}: {reason}") from reason
+
+    @property
+    def sockets(self) -> Sequence[zmq.Socket[bytes]]:
+        """For the Poller."""
+        return (self._socket,)
 
     def send(self, peer: Peer, message: object) -> bool:
         """Queue a message; False if the peer is not connected (yet, or any more) or its queue is full. Never waits."""
@@ -108,7 +113,7 @@ class Hub:
         Raises BadMessage, its text beginning with the peer's name (`peer` of the error; None where it is a stranger),
         for anything else; the next call goes on after it.
         """
-        if not _has_message(self._socket):
+        if not has_message(self._socket):
             return None
         try:
             routing_id, *frames = self._socket.recv_multipart()
@@ -158,8 +163,8 @@ class Link(Generic[M]):
         self._union = union
         self._daemon_fd = daemon_fd
         self._send_deadline_s = send_deadline_s
-        self._socket = _limited_socket(zmq.DEALER)
-        self._close = weakref.finalize(self, _close, self._socket)
+        self._socket = limited_socket(zmq.DEALER)
+        self._close = weakref.finalize(self, close_sockets, (self._socket,))
         self._socket.set(zmq.ROUTING_ID, peer.routing_id)
         self._socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._socket.set(zmq.IMMEDIATE, 1)  # without a connection nothing is queued, so waiting to send means waiting
@@ -169,6 +174,11 @@ class Link(Generic[M]):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def sockets(self) -> Sequence[zmq.Socket[bytes]]:
+        """For the Poller."""
+        return (self._socket,)
 
     def send(self, message: object) -> None:
         """Queue a message; raises DaemonLost if there is no room for it within the deadline."""
@@ -183,7 +193,7 @@ class Link(Generic[M]):
 
     def receive(self, timeout_s: float) -> M | None:
         """The next message, or None after `timeout_s`; raises BadMessage for anything else that comes."""
-        if not _has_message(self._socket) and (timeout_s <= 0 or not self.wait(timeout_s, ())[0]):
+        if not has_message(self._socket) and (timeout_s <= 0 or not self.wait(timeout_s, ())[0]):
             return None
         try:
             frames = self._socket.recv_multipart()
@@ -231,10 +241,25 @@ class Link(Generic[M]):
         watched += [(fd, zmq.POLLIN) for fd in fds]
         if self._daemon_fd is not None:
             watched.append((self._daemon_fd, zmq.POLLIN))
-        return {key for key, _ in zmq.zmq_poll(watched, _milliseconds(timeout_s))}
+        return {key for key, _ in zmq.zmq_poll(watched, milliseconds(timeout_s))}
 
 
-Key = Union[Hub, "Link[Any]", int]
+class Watched(Protocol):
+    """An end of ours: ready when any of its sockets has something to be read."""
+
+    @property
+    def sockets(self) -> Sequence[zmq.Socket[bytes]]: ...
+
+
+Key = Watched | int
+
+
+class Watching(Protocol):
+    """Who has keys watched: a `Poller`, or a daemon that has one."""
+
+    def watch(self, key: Key) -> None: ...
+
+    def forget(self, key: Key) -> None: ...
 
 
 class Poller:
@@ -246,27 +271,31 @@ class Poller:
 
     def watch(self, key: Key) -> None:
         """Wait on this one too: for a message, or for the fd to be readable or hung up."""
-        watched = key if isinstance(key, int) else key._socket
-        self._keys[watched] = key
-        self._poller.register(watched, zmq.POLLIN)
+        for watched in _parts(key):
+            self._keys[watched] = key
+            self._poller.register(watched, zmq.POLLIN)
 
     def forget(self, key: Key) -> None:
         """No longer wait on it; before its fd is closed, for the number will be used again."""
-        watched = key if isinstance(key, int) else key._socket
-        del self._keys[watched]
-        self._poller.unregister(watched)
+        for watched in _parts(key):
+            del self._keys[watched]
+            self._poller.unregister(watched)
 
     def wait(self, timeout_s: float | None) -> set[Key]:
         """Those that are ready, or none after `timeout_s` (None: wait for ever). Signal handlers run meanwhile."""
-        return {self._keys[watched] for watched, _ in self._poller.poll(_milliseconds(timeout_s))}
+        return {self._keys[watched] for watched, _ in self._poller.poll(milliseconds(timeout_s))}
 
 
-def _has_message(socket: zmq.Socket[bytes]) -> bool:
+def _parts(key: Key) -> Sequence[Any]:
+    return (key,) if isinstance(key, int) else key.sockets
+
+
+def has_message(socket: zmq.Socket[bytes]) -> bool:
     """A tenth of what an `Again` costs."""
     return bool(int(socket.get(zmq.EVENTS)) & _POLLIN)
 
 
-def _limited_socket(kind: int) -> zmq.Socket[bytes]:
+def limited_socket(kind: int) -> zmq.Socket[bytes]:
     """A socket in its own context, with our limits instead of ZeroMQ's; every wait on it is a poll with a deadline."""
     with short_turns():  # for ZeroMQ's thread, which starts here and stands between any two processes
         socket = zmq.Context(io_threads=1).socket(kind)
@@ -276,16 +305,17 @@ def _limited_socket(kind: int) -> zmq.Socket[bytes]:
     socket.set(zmq.RCVHWM, QUEUE_LENGTH)
     socket.set(zmq.SNDTIMEO, 0)  # send and receive never wait: what cannot be done at once raises zmq.Again
     socket.set(zmq.RCVTIMEO, 0)
-    socket.set(zmq.HANDSHAKE_IVL, _milliseconds(CONNECT_DEADLINE_S))  # how long a mute connection may hold an fd
+    socket.set(zmq.HANDSHAKE_IVL, milliseconds(CONNECT_DEADLINE_S))  # how long a mute connection may hold an fd
     return socket
 
 
-def _close(socket: zmq.Socket[bytes]) -> None:
-    """Also run when its owner is collected, and at exit: the end of a context waits for ever for an open socket of it,
-    and the collector may take the context of a cycle first."""
-    socket.close()  # its LINGER is 0, unless last words are on their way
-    socket.context.term()
+def close_sockets(sockets: Sequence[zmq.Socket[bytes]]) -> None:
+    """Also run when their owner is collected, and at exit: the end of a context waits for ever for an open socket of
+    it, and the collector may take the context of a cycle first. The last one has made the context."""
+    for socket in sockets:
+        socket.close()  # its LINGER is 0, unless last words are on their way
+    sockets[-1].context.term()
 
 
-def _milliseconds(timeout_s: float | None) -> int:
+def milliseconds(timeout_s: float | None) -> int:
     return -1 if timeout_s is None else max(0, math.ceil(timeout_s * 1000))  # rounded up: 0 would spin
