@@ -65,16 +65,20 @@ class Binder:
         """A hooked forward begins. The outermost one is a pass and keeps other threads out."""
         if torch.is_grad_enabled() and any(_needs_grad(value) for value in (*args, *kwargs.values())):
             raise NeedsAllWeights("an input requires grad, but gradients need every layer's weights kept")
+        self.open(lambda: _arguments(module, args, kwargs), self._ends.get(id(module)))
+
+    def open(self, arguments: Callable[[], dict[str, Any]], end: int | None) -> None:
+        """A pass begins, where none is under way: with these arguments, and expected to end before unit `end`."""
         self.lock.acquire()
         self._depth += 1
         if self._depth > 1:
             return
         try:
-            call = _arguments(module, args, kwargs)
+            call = arguments()
             self.check_call(call)
             if self.passes_left is not None:
                 self.passes_left = max(self.passes_left - 1, 0)
-            self.supply.forecast(self.passes_left != 0, self._ends.get(id(module)))
+            self.supply.forecast(self.passes_left != 0, end)
             self.supply.pass_started(*_extent(call))
         except BaseException:
             self._depth -= 1

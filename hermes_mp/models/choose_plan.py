@@ -59,6 +59,7 @@ class Told:
     loaders: int | None
     memory: int | str | None
     granule: int
+    has_copy: bool = True  # else the files are headers and holes, and another board reads
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class Chosen:
 def choose_plan(traced: Traced, checkpoint: Checkpoint, told: Told) -> Chosen:
     """Refuses nothing: what does not fit by what is known here the daemon will judge by what is so."""
     largest = max(checkpoint.files, key=lambda file: file.nbytes).path
-    name = diskspeed.device_name(largest)
-    device = _device(name, largest)
+    name = diskspeed.device_name(largest) if told.has_copy else "borrowed"
+    device = _device(name, largest) if told.has_copy else ASSUMED_DEVICE
     model, source = _model(traced, checkpoint, told, name)
     if model.estimated:
         compute, read = usual_beside(max(rate.nbytes_per_s for rate in device.rates))

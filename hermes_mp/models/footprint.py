@@ -7,7 +7,7 @@ reserved from the start, and a call that needs more is refused before its first 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,11 @@ class Footprint:
         """Bytes for `rows` sequences of `positions`, `logits` of each with logits kept."""
         each = self.row_nbytes + positions * (self.linear_nbytes + positions * self.quadratic_nbytes)
         return self.constant_nbytes + int(rows * (each + logits * self.logits_nbytes))
+
+    def without(self, kv_nbytes: float, logits: bool) -> Footprint:
+        """Of a board that keeps so many bytes of keys and values less per position, and makes `logits` or does not."""
+        linear = max(0.0, self.linear_nbytes - kv_nbytes)
+        return replace(self, linear_nbytes=linear, logits_nbytes=self.logits_nbytes if logits else 0)
 
     def kept_nbytes(self, tokens: int, positions: int, asked: Callable[[str], Any]) -> int:
         """Per sequence: what a call of `tokens` new of all `positions` keeps of its layers, as `asked` by option."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from hermes_mp.core.header import TensorInfo, rows_of
 from hermes_mp.core.layout import ALIGN, Layout, lay_out, split_rows, whole_rows
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
@@ -24,18 +26,31 @@ SLIVER = 16  # less than this part of a unit is not worth another product: the u
 
 
 def pack(
-    skeleton: Skeleton, trace: Trace, pieces: list[Piece], matrices: list[Matrix], room: int | None, loaders: int
+    skeleton: Skeleton,
+    trace: Trace,
+    pieces: list[Piece],
+    matrices: list[Matrix],
+    room: int | None,
+    loaders: int,
+    layers: Sequence[nn.Module] = (),
 ) -> tuple[list[Layout], UnitList]:
     """Give every piece its unit and every matrix its blocks; the units. `room`: how large they may be, else a layer.
 
-    A unit is larger than `room` where a piece is, or where 64 rows of a matrix are.
+    A unit is larger than `room` where a piece is, or where 64 rows of a matrix are. No unit holds weights of two of
+    the `layers`, or of one of them and of anything else.
     """
+    layer_of = {id(module): number for number, layer in enumerate(layers) for module in layer.modules()}
     ramp = RAMP if loaders >= MANY_LOADERS else 1
     packing = _Packing([file.nbytes for file in skeleton.checkpoint.files], room, ramp)
     blocked = [matrix for matrix in matrices if "matrix" in matrix.kinds]
     ordered = _in_order(pieces, blocked, trace)
     packing.choose_room(pieces, blocked)
+    before: int | None = None
     for item in ordered:
+        layer = layer_of.get(id(item.module if isinstance(item, Piece) else item.owners[0][0]))
+        if layer != before:
+            packing.close()
+        before = layer
         if isinstance(item, Piece):
             packing.add_piece(item)
         else:

@@ -5,9 +5,11 @@ Compute does this while the loaders already read. It binds nothing and knows no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import nn
 
 from hermes_mp.errors import ContextTooLong, UnsupportedCheckpoint
 from hermes_mp.host.checkpoint import Checkpoint
@@ -40,9 +42,9 @@ class Traced:
     batch: int
     positions: int
 
-    def divide(self, room: int | None = None, loaders: int = 1) -> Prepared:
+    def divide(self, room: int | None = None, loaders: int = 1, layers: Sequence[nn.Module] = ()) -> Prepared:
         """Into units of at most `room` bytes for so many loaders, see `units.divide`; raises what that does."""
-        division = divide(self.skeleton, self.trace, room, loaders)
+        division = divide(self.skeleton, self.trace, room, loaders, layers)
         scratch = cast_nbytes(division)
         scratch += kernels_nbytes(division)
         scratch += self.batch * _matrices_nbytes(self.skeleton, self.trace, division, self.positions)
@@ -64,6 +66,11 @@ class Traced:
                 if finer.division.list.slot_nbytes < 0.9 * found[-1][1].division.list.slot_nbytes:
                     found.append((room, finer))
         return found
+
+    def kv_nbytes(self, layers: Sequence[int]) -> float:
+        """Bytes of keys and values per sequence and position that these layers keep."""
+        kept = self.trace.kv_nbytes
+        return sum(kept[layer] for layer in layers if layer < len(kept)) / (self.batch * self.positions)
 
     def sources(self) -> set[Source]:
         """Every weight once."""

@@ -39,7 +39,23 @@ class Trace:
     peak_nbytes: int = 0
     logits_nbytes_per_position: int = 0  # where the caller may choose how many positions get logits
     layers: list[torch.Size] = field(default_factory=list)  # of the hidden states that each layer gave
+    calls: dict[int, list[ListCall]] = field(default_factory=dict)  # of the members of each list, by the list's id
+    kv_nbytes: list[int] = field(default_factory=list)  # of each layer's keys and values, where the call kept them
     failed: str = ""
+
+
+@dataclass(frozen=True)
+class ListCall:
+    """A member of a list of modules was called. `follows`: on the very tensor that the member before it gave.
+
+    `plain`: it gave a tensor, or a tuple that begins with one; then `beside` says of each of the rest whether it is
+    something.
+    """
+
+    member: int
+    follows: bool
+    plain: bool
+    beside: tuple[bool, ...] | None
 
 
 class _Uses(TorchFunctionMode):
@@ -114,21 +130,31 @@ class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own 
 
 @contextmanager
 def _module_stack(model: nn.Module, trace: Trace, stack: list[int]) -> Iterator[None]:
-    members = {id(one) for part in model.modules() if isinstance(part, nn.ModuleList) for one in part}
+    lists = {id(one): id(part) for part in model.modules() if isinstance(part, nn.ModuleList) for one in part}
+    given: dict[int, Any] = {}  # by list, what its last member gave: kept weakly, for the peak
 
     def push(module: nn.Module, args: Any) -> None:
         stack.append(id(module))
 
-    def pop(module: nn.Module, args: Any, output: Any) -> None:
+    def pop(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         stack.pop()
+        if id(module) not in lists:
+            return
+        beside = tuple(one is not None for one in output[1:]) if type(output) is tuple else None
         states = output[0] if isinstance(output, (tuple, list)) and output else output
-        if id(module) in members and isinstance(states, torch.Tensor) and states.dim() == 3:
+        if isinstance(states, torch.Tensor) and states.dim() == 3:
             trace.layers.append(states.shape)
+        part = lists[id(module)]
+        before, taken = given.get(part, lambda: None)(), args[0] if args else kwargs.get("hidden_states")
+        plain = isinstance(states, torch.Tensor) and (states is output or beside is not None)
+        follows = before is not None and before is taken
+        trace.calls.setdefault(part, []).append(ListCall(id(module), follows, plain, beside))
+        given[part] = weakref.ref(states) if isinstance(states, torch.Tensor) else lambda: None
 
     handles = []
     for module in model.modules():
         handles.append(module.register_forward_pre_hook(push))
-        handles.append(module.register_forward_hook(pop))
+        handles.append(module.register_forward_hook(pop, with_kwargs=True))
     try:
         yield
     finally:
@@ -147,6 +173,7 @@ def trace_forward(model: Any, rows: int, tokens: int) -> Trace:
         inputs = example_inputs(model, rows, tokens)
         with torch.no_grad(), _module_stack(model, trace, stack), _Uses(trace, stack), peak:
             output = model(**inputs)
+        trace.kv_nbytes = _kv_nbytes(getattr(output, "past_key_values", None))
         logits = getattr(output, "logits", None)
         if isinstance(logits, torch.Tensor) and "logits_to_keep" in inputs:
             trace.logits_nbytes_per_position = logits.shape[-1] * logits.element_size()
@@ -155,6 +182,14 @@ def trace_forward(model: Any, rows: int, tokens: int) -> Trace:
         trace.failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     trace.peak_nbytes = peak.peak
     return trace
+
+
+def _kv_nbytes(cache: Any) -> list[int]:
+    found = []
+    for layer in getattr(cache, "layers", ()):
+        kept = [getattr(layer, name, None) for name in ("keys", "values")]
+        found.append(sum(one.nbytes for one in kept if isinstance(one, torch.Tensor)))
+    return found
 
 
 def example_inputs(model: Any, rows: int, tokens: int) -> dict[str, Any]:
