@@ -16,6 +16,8 @@ from typing import Any
 from hermes_mp.errors import BadOption
 
 MAX_SIZE_NBYTES = 2**50
+MOST_FROM_ONE, MOST_LENDERS = 16, 8  # remote loaders of a board, and boards
+MAX_SPAN_S = 365 * 86400
 VERIFY = FIRST, ALWAYS, NEVER = "first", "always", "never"
 REPLAY = EXACT, FAST = "exact", "fast"
 _FACTORS: dict[str, int] = {"": 1, "b": 1}
@@ -38,6 +40,20 @@ def parse_size(size: str | int) -> int:
     if not 0 < nbytes <= MAX_SIZE_NBYTES:
         raise ValueError(f"{size!r} is out of range")
     return nbytes
+
+
+def parse_span(text: str) -> int:
+    """Seconds in `90s`, `10m`, `1h` or `7d`, a year at most. ValueError where it is none of these."""
+    found = re.fullmatch(r"([0-9]{1,8})([smhd])", text.strip().lower(), re.ASCII)
+    seconds = int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0
+    if not 0 < seconds <= MAX_SPAN_S:
+        raise ValueError(f"{text!r} is no span of time")
+    return seconds
+
+
+def is_name(text: object) -> bool:
+    """Whether a board may be called so."""
+    return isinstance(text, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", text, re.ASCII) is not None
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,23 @@ def _check_texts(value: object) -> object:
     return tuple(_check_text(one) for one in (value if isinstance(value, list | tuple) else [value]))
 
 
+def _check_remote(value: object) -> object:
+    """`NAME=N`, and nothing else."""
+    name, equals, count = str(_check_text(value)).partition("=")
+    good = is_name(name) and equals and re.fullmatch("[0-9]{1,2}", count, re.ASCII) is not None
+    return _require(value, bool(good) and 1 <= int(count) <= MOST_FROM_ONE)
+
+
+def _check_each_remote(value: object) -> object:
+    found = tuple(_check_remote(one) for one in (value if isinstance(value, list | tuple) else [value]))
+    names = [str(one).partition("=")[0] for one in found]
+    return _require(found, len(names) == len(set(names)) <= MOST_LENDERS)
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def _check_ids(value: object) -> object:
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(repr(value))
@@ -129,6 +162,20 @@ def _check_loaders(value: object) -> object:
     return None if value is None or value == "auto" else _LOADERS.check(value)
 
 
+def _check_span(value: object) -> object:
+    return value if type(value) is int else parse_span(str(value))
+
+
+NAME = Kind(
+    "a name of letters, digits, - _ . (40 at most)",
+    lambda text: _require(text, is_name(text)), lambda value: _require(value, is_name(value)),
+)  # fmt: skip
+REMOTE_LOADERS = Kind(
+    f"a paired board and how many loaders take from it ({MOST_FROM_ONE} at most), such as nas=2",
+    _check_remote, lambda value: _check_each_remote(value), "repeated",
+)  # fmt: skip
+NAMES = Kind(NAME.what, NAME.read, lambda value: tuple(NAME.check(one) for one in _listed(value)), "repeated")
+SPAN = Kind("a span of time such as 10m, 1h or 7d", _check_span, _check_span)
 SIZE = Kind("a size such as 700MiB, 3GiB or a number of bytes", _check_size, _check_size)
 MEMORY = Kind("auto, none, a size such as 700MiB or 3GiB, or a number of bytes", _check_memory, _check_memory)
 _LOADERS = _whole(1, 64)
@@ -146,6 +193,7 @@ def _option(default: object, kind: Kind, help: str, metavar: str, group: str) ->
 
 
 _RUN, _REQUEST, _SAMPLING, _OUTPUT = "the run", "the request", "text generation", "what is shown"
+_BOARDS = "several boards"
 _LOOKED_AT = "what is looked at"
 
 
@@ -224,6 +272,21 @@ class LaunchConfig(StreamConfig):
         60.0, _number(0, 86400), "end the run where the process that computes has work and does nothing for so many "
         "seconds; 0: never", "SECONDS", _RUN,
     )  # fmt: skip
+    remote_loader: tuple[str, ...] = _option(
+        (), REMOTE_LOADERS, "also read from the disk of this paired board, by so many loaders; a model that lies there "
+        "and not here is run without a copy", "NAME=N", _BOARDS,
+    )  # fmt: skip
+    boards: str | None = _option(
+        None, TEXT, "share the layers with the boards that this file names (cluster/boards.toml)", "FILE", _BOARDS
+    )
+    board: tuple[str, ...] = _option(
+        (), NAMES, "share the layers with this board, which is paired with this one (hermes-board join)", "NAME",
+        _BOARDS,
+    )  # fmt: skip
+    split: str | None = _option(
+        None, TEXT, "who runs how many layers, in the order of the model, instead of what the planner would choose: "
+        "head:4,pi2:6,head:4,pi2:6", "BOARD:LAYERS,...", _BOARDS,
+    )  # fmt: skip
     prompt: tuple[str, ...] = _option((), TEXTS, "text to be continued by a generating model", "TEXT", _REQUEST)
     text: tuple[str, ...] = _option(
         (), TEXTS, "text to be classified, filled in ([MASK]), embedded or ranked", "TEXT", _REQUEST
@@ -255,6 +318,12 @@ class LaunchConfig(StreamConfig):
     )
 
 
+    @property
+    def remote_loaders(self) -> dict[str, int]:
+        """How many by board."""
+        return {name: int(count) for name, _, count in (one.partition("=") for one in self.remote_loader)}
+
+
 @dataclass(frozen=True)
 class PlanConfig(RunConfig):
     """A question to `hermes-plan`: how would this model run on this machine?"""
@@ -264,6 +333,16 @@ class PlanConfig(RunConfig):
         "which everything fits", "SIZE", _RUN,
     )  # fmt: skip
     tokens: int = _option(128, _whole(1, 2**24), "length of the input, or of the prompt", "N", _RUN)
+    boards: str | None = _option(
+        None, TEXT, "plan for a run that is shared with the boards that this file names (cluster/boards.toml)", "FILE",
+        _BOARDS,
+    )  # fmt: skip
+    board: tuple[str, ...] = _option(
+        (), NAMES, "plan for a run that is shared with this board, which is paired with this one", "NAME", _BOARDS
+    )
+    split: str | None = _option(
+        None, TEXT, "forecast this deal of the layers instead of looking for the best", "BOARD:LAYERS,...", _BOARDS
+    )
     fresh: bool = _option(False, SWITCH, "measure again what is known from an earlier plan", "", _RUN)
     json: bool = _option(False, SWITCH, "print one JSON object on standard output (docs/json.md)", "", _OUTPUT)
 
@@ -283,6 +362,70 @@ class PsConfig(Config):
     """A question to `hermes-ps`: what runs here?"""
 
     json: bool = _option(False, SWITCH, "print one JSON object on standard output (docs/json.md)", "", _OUTPUT)
+
+
+_BOARD, _TOKEN = "this board", "the join token"
+
+
+@dataclass(frozen=True)
+class BoardServeConfig(Config):
+    """`hermes-board serve`: work for heads until the end."""
+
+    model_dir: str | None = _option(
+        None, TEXT, "the model that this board has a copy of, or a directory of such models", "DIR", _BOARD
+    )
+    memory: int | str | None = _option(
+        "auto", MEMORY, "never use more than this, all processes of this board together; auto: what the machine and "
+        "its cgroup can spare; none: no limit", "SIZE", _BOARD,
+    )  # fmt: skip
+    loaders: int | None = _option(None, LOADERS, "processes that read weights in parallel (default: 2)", "N", _BOARD)
+    threads: int | None = _option(None, _whole(1, 1024), "threads that compute (default: torch decides)", "N", _BOARD)
+    listen: str | None = _option(
+        None, TEXT, "the address to listen on (default: the one that `init` has named; without keys 127.0.0.1:7946, "
+        "where anybody on this machine is served)", "HOST[:PORT]", _BOARD,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BoardInitConfig(Config):
+    """`hermes-board init`: make this board's keys, and a join token."""
+
+    name: str | None = _option(
+        None, NAME, "what heads call this board (default: the name it has, or the host name)", "NAME", _BOARD
+    )
+    address: str | None = _option(
+        None, TEXT, "where heads reach it (default: the one it has, or this machine's in the network, port 7946)",
+        "HOST[:PORT]", _BOARD,
+    )  # fmt: skip
+    expires: int | str = _option("1h", SPAN, "how long the token may be used, once: 10m, 1h, 7d", "SPAN", _TOKEN)
+
+
+@dataclass(frozen=True)
+class BoardTokenConfig(Config):
+    """`hermes-board token`: another join token."""
+
+    expires: int | str = _option("1h", SPAN, "how long the token may be used, once: 10m, 1h, 7d", "SPAN", _TOKEN)
+
+
+@dataclass(frozen=True)
+class BoardJoinConfig(Config):
+    """`hermes-board join`: pair with the board of a token."""
+
+    name: str | None = _option(
+        None, NAME, "what the board is to call this machine (default: its name, or the host name)", "NAME", _BOARD
+    )
+
+
+@dataclass(frozen=True)
+class BoardListConfig(Config):
+    """`hermes-board list`: who is paired with this machine?"""
+
+    json: bool = _option(False, SWITCH, "print one JSON object on standard output (docs/json.md)", "", _OUTPUT)
+
+
+@dataclass(frozen=True)
+class BoardRevokeConfig(Config):
+    """`hermes-board revoke`: forget a head or a board."""
 
 
 def options_of(config: type[Config]) -> Iterator[tuple[Field[Any], Option]]:

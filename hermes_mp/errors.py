@@ -131,6 +131,41 @@ class MissingPackage(UserError):
     exit_code = 22
 
 
+class BoardUnknown(UserError):
+    """A board that this one is not paired with, or a boards file that does not say what it must."""
+
+    exit_code = 23
+    attempt = "pair it: run hermes-board init there, then hermes-board join TOKEN here"
+
+
+class ModelsDiffer(UserError):
+    """Two boards hold different models under the same name; the message names both fingerprints."""
+
+    exit_code = 24
+    attempt = "copy the same files to all boards, or let a board without them use --remote-loader"
+
+
+class UnsafeAddress(UserError):
+    """Listening beyond loopback without keys is refused, and so are keys that others can read."""
+
+    exit_code = 25
+    attempt = "run hermes-board init first: it makes the keys"
+
+
+class TokenRefused(UserError):
+    """A join token that is none, was used, or has expired."""
+
+    exit_code = 26
+    attempt = "make a new one on the board: hermes-board token"
+
+
+class CannotBeCut(UserError):
+    """The model's layers are no chain that boards could share."""
+
+    exit_code = 27
+    attempt = "run it on one board"
+
+
 class MachineError(HermesError):
     """The machine refused."""
 
@@ -219,6 +254,27 @@ class AnswerDiffers(PeerError):
     attempt = "run it again; please report this if it stays so"
 
 
+class BoardLost(PeerError):
+    """A board is gone, or does not answer; the message names it."""
+
+    exit_code = 45
+    attempt = "see that it runs (hermes-board serve) and that the network reaches it"
+
+
+class ProtocolsDiffer(PeerError):
+    """Another version of hermes-mp on the other board; the message names both."""
+
+    exit_code = 46
+    attempt = "install the same version of hermes-mp on both"
+
+
+class NotAllowed(PeerError):
+    """The board does not know our key, or has revoked it."""
+
+    exit_code = 47
+    attempt = "pair again: hermes-board token there, hermes-board join TOKEN here"
+
+
 class NeedsAllWeights(HermesError):
     """The call needs all weights at once; a streamed model holds a few layers at a time."""
 
@@ -233,6 +289,10 @@ class InvariantBroken(HermesError):
     attempt = "please report this"
 
 
+class RequestAgain(Exception):
+    """Mixed into what ends the answer to a request, but not the run: it can be asked once more."""
+
+
 def by_exit_code() -> dict[int, type[HermesError]]:
     """Leaf classes by exit code, for errors that travel between processes as (code, text)."""
     found: dict[int, type[HermesError]] = {}
@@ -240,7 +300,7 @@ def by_exit_code() -> dict[int, type[HermesError]]:
     while todo:
         for child in todo.pop().__subclasses__():
             todo.append(child)
-            if child.exit_code != 1:
+            if child.exit_code != 1 and not issubclass(child, RequestAgain):
                 found[child.exit_code] = child
     return found
 

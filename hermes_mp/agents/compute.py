@@ -1,6 +1,6 @@
 """The compute agent of a launch: imports torch, builds the model on streamed units, answers the daemon's requests.
 
-A thin shell: the model is `models.streamed`'s, units come through `agents.supplying`, tasks from `models.tasks`.
+A thin shell: the model is `agents.compute_model`'s, units come through `agents.supplying`, tasks from `models.tasks`.
 It never touches the terminal; what it has to say goes to the daemon as messages.
 """
 
@@ -13,22 +13,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hermes_mp.agents.supplying import LinkedSupply
+from hermes_mp.agents.supplying import LinkedSupply, Rows
 from hermes_mp.errors import (
     DaemonLost,
     HermesError,
     InvariantBroken,
     OutOfMemory,
+    RequestAgain,
     SystemCallFailed,
     refused,
 )
-from hermes_mp.host import malloc
 from hermes_mp.host.arena import Arena
-from hermes_mp.host.checkpoint import CheckpointFile, Stamp, find_checkpoint
+from hermes_mp.host.checkpoint import CheckpointFile, Stamp
 from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
 from hermes_mp.host.scheduling import take_usual_turns
 from hermes_mp.host.watched import WatchedFiles
@@ -46,6 +47,7 @@ from hermes_mp.messages import (
 )
 
 if TYPE_CHECKING:
+    from hermes_mp.agents.compute_head import Head
     from hermes_mp.models.tasks.task import Task
 
 IMAGE_NBYTES = 112 << 20  # wished for: to decode a JPEG of 12 megapixels and turn it upright
@@ -71,12 +73,29 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     files = [CheckpointFile(Path(path), Stamp(*stamp)) for path, *stamp in settings["files"]]
     try:
-        _Compute(settings, link, files).run()
+        supply = LinkedSupply(link, Arena.attach(settings["arena_fd"]), os.getpid(), files, _rows_of(settings))
+        gc.disable()  # nothing that is imported goes; looking for what could takes a tenth of the start
+        if "exchange_fd" in settings:
+            from hermes_mp.agents.compute_stage import StageCompute
+
+            StageCompute(settings, link, supply).run()
+        else:
+            _Compute(settings, link, supply).run()
     except DaemonLost as error:
         return error.exit_code  # nobody is left to be told
     except Exception as error:  # an entry point: whatever it is becomes a message
         return _report(link, _last_words(WatchedFiles(files).explain(error)))
     return 0
+
+
+def _rows_of(settings: dict[str, Any]) -> Callable[[int], Rows] | None:
+    """Where rows are read that do not lie on this board."""
+    if settings["borrowed"] is None:
+        return None
+    from hermes_mp.agents.borrowed import Borrowed
+    from hermes_mp.agents.remote_rows import RemoteRows
+
+    return RemoteRows(Borrowed.from_json(settings["borrowed"]), settings["death_fd"]).reader
 
 
 def _last_words(error: Exception) -> ComputeFailed:
@@ -96,74 +115,52 @@ def _report(link: Link[ToCompute], last_words: ComputeFailed) -> int:
 
 
 class _Compute:
-    def __init__(self, settings: dict[str, Any], link: Link[ToCompute], files: list[CheckpointFile]) -> None:
-        self.settings, self.link = settings, link
-        arena = Arena.attach(settings["arena_fd"])
-        self.supply = LinkedSupply(link, arena, os.getpid(), files)
+    """Answers requests; of a head, with other boards."""
+
+    def __init__(self, settings: dict[str, Any], link: Link[ToCompute], supply: LinkedSupply) -> None:
+        self.settings, self.link, self.supply = settings, link, supply
         self.parts: dict[int, str] = {}
 
     def run(self) -> None:
-        directory = Path(self.settings["directory"])
-        gc.disable()  # nothing that is imported goes; looking for what could takes a tenth of the start
-        self.supply.say("importing torch")
-        from hermes_mp.models.light_imports import import_lightly
+        boards = None
+        if self.settings["boards"] is not None:
+            from hermes_mp.agents.compute_head import Head
 
-        import_lightly()
-        import torch
+            boards = Head(self.settings, self.supply, self.link)
+            boards.greet()  # they import torch while we do
+        with contextlib.closing(boards) if boards is not None else contextlib.nullcontext():
+            self._run(boards)
 
-        if self.settings["threads"]:
-            torch.set_num_threads(self.settings["threads"])
-        from hermes_mp.models.choose_plan import Told, choose_plan
-        from hermes_mp.models.footprint import check_call, check_generate
-        from hermes_mp.models.prepare import trace_model
-        from hermes_mp.models.settle import settle
-        from hermes_mp.models.streamed import stream
+    def _run(self, boards: Head | None) -> None:
+        from hermes_mp.agents.compute_model import open_model
+
+        opened = open_model(self.settings, self.supply, early=True, cut=boards is not None)
         from hermes_mp.models.tasks.task import open_task
-        from hermes_mp.models.tasks.text_input import open_early
 
-        _quiet_libraries()
-        checkpoint = find_checkpoint(directory)
-        settings = self.settings
-        open_early(directory)
-        traced = trace_model(
-            checkpoint, settings["dtype"], settings["context"], settings["batch"], self.supply.say
-        )
-        told = Told(
-            settings["dtype"], settings["context"], settings["batch"], settings["threads"], settings["loaders"],
-            settings["memory"], settings["granule"],
-        )  # fmt: skip
-        chosen = choose_plan(traced, checkpoint, told)
-        made = traced.divide(chosen.room, chosen.streamed_by)
-        self.supply.use(made.division.list)
-        limited, footprint = settings["memory"] is not None, made.footprint
-        if limited:
-            malloc.keep_large_blocks_apart()
-        model = stream(
-            made.skeleton,
-            made.division,
-            self.supply,
-            (lambda call: check_call(footprint, self.supply.room_nbytes, made.skeleton.model.config, call))
-            if limited
-            else (lambda call: None),
-            (lambda *call: check_generate(footprint, self.supply.room_nbytes, *call))
-            if limited
-            else (lambda *call: None),
-        )
-        task = open_task(model, directory, self.settings["options"])
-        base = settle(made.skeleton.dtype, images=model.main_input_name == "pixel_values")
-        gc.freeze()  # nor later
-        gc.enable()
+        model = opened.model
+        task = open_task(model, opened.directory, self.settings["options"])
+        base = opened.settle()
         # An image is prepared before its pass needs the reserve.
         wish = IMAGE_NBYTES if model.main_input_name == "pixel_values" else 0
-        divided = self.supply.describe(base, footprint.reserve_nbytes, wish, chosen.plan)
-        room = {"room_nbytes": divided.reserve_nbytes} if limited else {}
+        if boards is not None:
+            boards.begin(opened, base, wish)
+        else:
+            self.supply.describe(base, opened.footprint.reserve_nbytes, wish, opened.plan)
         while True:
             request = self.supply.next_request()
             if isinstance(request, StopCompute):
                 return
+            if not isinstance(request, RunRequest):
+                raise InvariantBroken(f"{type(request).__name__} is for a board's stage")
             whole = self._whole(request)
             if whole is not None:
-                self._answer(task, request, whole | room | {"number": request.request})
+                room = {"room_nbytes": self.supply.room_nbytes} if opened.is_limited else {}
+                asked = whole | room | {"number": request.request}
+                if boards is None:
+                    self._answer(task, request, asked)
+                else:
+                    answer = partial(self._answer, task, request, asked, boards.tell)
+                    boards.answer(request.request, answer)
 
     def _whole(self, request: RunRequest) -> dict[str, Any] | None:
         text = self.parts.pop(request.request, "") + request.text
@@ -173,7 +170,11 @@ class _Compute:
         whole: dict[str, Any] = json.loads(text)
         return whole
 
-    def _answer(self, task: Task, request: RunRequest, whole: dict[str, Any]) -> None:
+    def _answer(
+        self, task: Task, request: RunRequest, whole: dict[str, Any], answered: Callable[[], None] = lambda: None
+    ) -> None:
+        """`answered` is called before the daemon has the answer: with the last one it ends."""
+
         def say(text: str, token_ids: Sequence[int] = ()) -> None:
             for part in _parts(text):
                 self.link.send(TextStreamed(request.request, part, tuple(token_ids)))
@@ -182,6 +183,8 @@ class _Compute:
         try:
             answer = task.answer(whole, say, request.final)
         except HermesError as error:
+            if isinstance(error, RequestAgain):
+                raise
             why = self.supply.files.explain(error)
             if why is not error:
                 raise why from error  # no other request can be answered either
@@ -193,6 +196,7 @@ class _Compute:
             full = OutOfMemory("no memory for the answer's activations", "lower --context or --batch, or ask for less")
             self.link.send(RequestFailed(request.request, full.exit_code, full.line()))
             return
+        answered()
         parts = _parts(json.dumps(answer))
         for number, part in enumerate(parts):
             self.link.send(RequestAnswered(request.request, number, number == len(parts) - 1, part))
@@ -200,10 +204,3 @@ class _Compute:
 
 def _parts(text: str) -> list[str]:
     return [text[at : at + MAX_TEXT_CHARS] for at in range(0, len(text), MAX_TEXT_CHARS)] or [""]
-
-
-def _quiet_libraries() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hermes_mp.agents.loader_arguments import LoaderArguments
+from hermes_mp.agents.borrowed import Borrowed, Lender
+from hermes_mp.agents.loader_arguments import LoaderArguments, RemoteArguments
 from hermes_mp.core import lifecycle
 from hermes_mp.core.lifecycle import KILL_NS, AllLost, Crew, Happened, Spawn, State
 from hermes_mp.core.report import counted
@@ -21,7 +22,7 @@ from hermes_mp.host.children import LOADER_OOM_SCORE, Child, DeathPipe, hand_on,
 from hermes_mp.host.progress import ProgressBoard
 
 if TYPE_CHECKING:
-    from hermes_mp.host.wire import Poller
+    from hermes_mp.host.wire import Watching
     from hermes_mp.ids import Epoch, LoaderNo
 
 GONE_S = KILL_NS / 1e9  # how long one that was killed is waited for
@@ -35,7 +36,7 @@ class LoaderCrew:
     def __init__(self, count: int, endpoint: str, run_dir: Path, arena: Arena, death: DeathPipe) -> None:
         self._crew = Crew(count)
         self._endpoint, self._run_dir, self._arena, self._death = endpoint, run_dir, arena, death
-        self._poller: Poller | None = None
+        self._poller: Watching | None = None
         self._on_gone: Callable[[LoaderNo, Epoch], None] = lambda loader, epoch: None
         self._on_stuck: Callable[[LoaderNo, Epoch, str], None] = lambda loader, epoch, text: None
         self._on_fewer: Callable[[], None] = lambda: None
@@ -50,10 +51,13 @@ class LoaderCrew:
         self._retired: set[tuple[LoaderNo, Epoch]] = set()
         self._later: deque[tuple[float, Spawn]] = deque()  # those that the system did not let us start
         self._stopping = False
+        self._borrowed: Borrowed | None = None
+        self.last_words = ""  # of the last one that ended with any
+        self._lenders: dict[LoaderNo, Lender] = {}  # of those that take from other boards
 
     def attach(
         self,
-        poller: Poller,
+        poller: Watching,
         on_gone: Callable[[LoaderNo, Epoch], None],
         on_stuck: Callable[[LoaderNo, Epoch, str], None],
         on_fewer: Callable[[], None],
@@ -74,11 +78,43 @@ class LoaderCrew:
         for fd in (*self._by_fd, *self._voices):
             poller.watch(fd)
 
+    def move_to(self, poller: Watching) -> None:
+        """Be woken up by this one from now on."""
+        assert self._poller is not None
+        for fd in (*self._by_fd, *self._voices):
+            self._poller.forget(fd)
+            poller.watch(fd)
+        self._poller = poller
+
     def start(self) -> None:
         """Raises OSError where the system gives no process, as a run that begins so would not come far."""
         for action in self._crew.start():
             assert isinstance(action, Spawn)
             self._spawn(action.loader, action.epoch)
+
+    def borrow(self, borrowed: Borrowed) -> None:
+        """From now on so many more, that take from other boards. Raises OSError where the system gives no process."""
+        self._borrowed = borrowed
+        each = [lender for lender in borrowed.lenders for _ in range(lender.count)]
+        actions = self._crew.add(len(each))
+        self._lenders.update({action.loader: lender for action, lender in zip(actions, each, strict=True)})
+        for action in actions:
+            self._spawn(action.loader, action.epoch)
+
+    @property
+    def local(self) -> int:
+        """How many read here, and are up or on their way."""
+        return self.count - sum(number in self._lenders for number in self._crew.members)
+
+    def name(self, loader: LoaderNo) -> str:
+        """As people are told of it: `loader 3 (nas)`."""
+        lender = self._lenders.get(loader)
+        return f"loader {loader}" if lender is None else f"loader {loader} ({lender.name})"
+
+    def board(self, loader: LoaderNo) -> str:
+        """The board that it takes from; "" where it reads here."""
+        lender = self._lenders.get(loader)
+        return "" if lender is None else lender.name
 
     def turn(self) -> None:
         """Time passes: go on without those that outlived their kill, start those whose turn it is."""
@@ -90,7 +126,7 @@ class LoaderCrew:
                 self._try_to_spawn(action)
 
     def resize(self, count: int) -> list[tuple[LoaderNo, Epoch]]:
-        """So many loaders from now on; those of the others that are to be asked to leave: they are not replaced."""
+        """So many that read here from now on; those that are to be asked to leave instead, and are not replaced."""
         actions, retired = self._crew.resize(count)
         self._retired.update(retired)
         self._perform(actions)
@@ -207,7 +243,7 @@ class LoaderCrew:
 
     def _forsake(self, key: tuple[LoaderNo, Epoch]) -> None:
         child = self._children.pop(key)
-        self._say(f"loader {key[0]} (epoch {key[1]}) cannot be killed and is left behind: it is {child.state()}")
+        self._say(f"{self.name(key[0])} (epoch {key[1]}) cannot be killed and is left behind: it is {child.state()}")
         for fd in (child.pidfd, child.voice_fd):
             if self._poller is not None and fd >= 0:
                 self._poller.forget(fd)
@@ -230,11 +266,13 @@ class LoaderCrew:
             self._on_heard(child.hear_out())
         del self._children[key], self._by_fd[pidfd]
         number, epoch = key
+        if child.last_words:
+            self.last_words = child.last_words
         actions = self._crew.handle(number, epoch, Happened.EXITED, time.monotonic_ns())
         if not self._stopping and key not in self._retired:
             words = f', its last words: "{child.last_words}"' if child.last_words else ""
             then = "; it is replaced" if any(isinstance(action, Spawn) for action in actions) else ""
-            self._say(f"loader {number} (epoch {epoch}) ended ({cause}){words}{then}")
+            self._say(f"{self.name(number)} (epoch {epoch}) ended ({cause}){words}{then}")
         self._on_gone(number, epoch)
         if any(isinstance(action, Spawn) for action in actions):
             self._on_replaced()
@@ -247,7 +285,7 @@ class LoaderCrew:
             elif isinstance(action, AllLost):
                 self._on_lost(action.why)
             else:
-                self._say(f"going on with {counted(action.left, 'loader')}: loader {action.loader}, {action.why}")
+                self._say(f"going on with {counted(action.left, 'loader')}: {self.name(action.loader)}, {action.why}")
                 self._on_fewer()
 
     def _try_to_spawn(self, action: Spawn) -> None:
@@ -255,7 +293,7 @@ class LoaderCrew:
         try:
             self._spawn(action.loader, action.epoch)
         except OSError as error:
-            self._say(f"loader {action.loader} (epoch {action.epoch}) cannot be started: {error.strerror}")
+            self._say(f"{self.name(action.loader)} (epoch {action.epoch}) cannot be started: {error.strerror}")
             actions = self._crew.handle(action.loader, action.epoch, Happened.EXITED, time.monotonic_ns())
             due_s = time.monotonic() + AGAIN_S
             self._later.extend((due_s, one) for one in actions if isinstance(one, Spawn))
@@ -273,10 +311,14 @@ class LoaderCrew:
             progress_fd=self.progress.fd,
             chunk_nbytes=CHUNK_NBYTES,
         )
+        lender, words, module = self._lenders.get(loader), arguments.to_words(), "hermes_mp.agents.loader"
+        if lender is not None and self._borrowed is not None:
+            words = RemoteArguments(arguments, lender, self._borrowed.model, self._borrowed.fingerprint).to_words()
+            module = "hermes_mp.agents.remote_loader"
         child = spawn(
-            "hermes_mp.agents.loader",
-            f"hermes: loader {loader}",
-            arguments.to_words(),
+            module,
+            f"hermes: {self.name(loader)}",
+            words,
             arguments.pass_fds,
             LOADER_OOM_SCORE,
             light=True,

@@ -20,11 +20,12 @@ from hermes_mp.agents.allotment import Allotment
 from hermes_mp.agents.computing import Computing
 from hermes_mp.agents.front import Front
 from hermes_mp.agents.guard import Guard
-from hermes_mp.agents.quarters import LEAVE_S, Quarters
+from hermes_mp.agents.quarters import FILES, FILES_PER_LOADER, LEAVE_S, Quarters, allow_files
 from hermes_mp.agents.remembering import Remembering
 from hermes_mp.agents.settings import DaemonSettings
 from hermes_mp.config import FAST
 from hermes_mp.core import pipeload
+from hermes_mp.core.borrowing import WINDOW_NBYTES
 from hermes_mp.core.budget import MIN_SLOTS, Needs
 from hermes_mp.core.lifecycle import Happened
 from hermes_mp.core.pipeload import (
@@ -51,6 +52,8 @@ from hermes_mp.core.stillness import Stillness
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
 from hermes_mp.errors import (
     BadMessage,
+    BoardLost,
+    BudgetTooSmall,
     ComputeLost,
     HermesError,
     LoadersLost,
@@ -63,10 +66,11 @@ from hermes_mp.errors import (
 from hermes_mp.host import unitcache
 from hermes_mp.host.mounts import device_of
 from hermes_mp.host.scheduling import take_short_turns
-from hermes_mp.host.wire import Hub, Peer, Poller
+from hermes_mp.host.wire import Hub, Key, Peer, Poller
 from hermes_mp.messages import (
     MAX_TEXT_CHARS,
     AskUnit,
+    BoardGone,
     ComputeFailed,
     ComputeStarted,
     Epoch,
@@ -111,7 +115,8 @@ class Daemon:
         self.arena, self.crew = quarters.arena, quarters.crew
         self.started_ns = time.monotonic_ns()
         self.over: HermesError | bool | None = False  # True or an error once the run is to end
-        self.slots = Allotment(quarters.arena, settings.memory, quarters.loaders, settings.slots)
+        loaders = quarters.loaders + settings.remote_loaders
+        self.slots = Allotment(quarters.arena, settings.memory, loaders, settings.slots)
         self.adapting = Adapting(self.slots.budget_nbytes, front)
         self.accounting = Accounting(
             quarters.crew, "caller" if settings.has_caller else "compute", settings.sample_exactly
@@ -126,7 +131,8 @@ class Daemon:
         self._leased: dict[Ticket, tuple[UnitNo, Ticket]] = {}
         self._started: dict[Peer, LoaderStarted] = {}
         self.divided = False
-        self._no_loaders = ""  # why, once the last one was not replaced
+        self._gone: dict[str, str] = {}  # boards that layers were shared with, and why they no longer are
+        self._no_loaders: HermesError | None = None  # once the last one was not replaced
         self._stillness = Stillness(None if settings.timeout_s is None else round(settings.timeout_s * 1e9))
         self._start: tuple[int, int] | None = None  # what the present units leave compute to start with, and reserve
 
@@ -155,6 +161,9 @@ class Daemon:
 
     def start(self) -> None:
         """Where the units are known from an earlier run, let the loaders read at once; then spawn compute."""
+        if self.settings.borrowed is not None:
+            allow_files(FILES + FILES_PER_LOADER * self.slots.loaders)
+            self.crew.borrow(self.settings.borrowed)
         known = self._remembering.recall()
         if known is not None:
             try:
@@ -165,10 +174,12 @@ class Daemon:
             except HermesError:
                 self.mind = None  # compute's own figures will tell; a guess refuses nobody
         if not self.settings.has_caller:
-            fds = self._quarters.death.read_fd, self.arena.fd
+            fds = {"death_fd": self._quarters.death.read_fd, "arena_fd": self.arena.fd}
+            if self.settings.exchange_fd >= 0:
+                fds["exchange_fd"] = self.settings.exchange_fd
             ours = {"endpoint": self.hub.endpoint, "parent_pid": os.getpid(), "granule": self.arena.granule}
-            ours |= {"death_fd": fds[0], "arena_fd": fds[1]}
-            self.compute.start(self.settings.for_compute() | ours, fds)
+            ours["crew"] = self.plan.loaders
+            self.compute.start(self.settings.for_compute() | ours | fds, tuple(fds.values()))
             self.accounting.compute_began(self.compute.pid)
 
     def run(self) -> None:
@@ -177,8 +188,10 @@ class Daemon:
             for key in self._poller.wait(self._timeout_s()):
                 if isinstance(key, int):
                     self._readable(key)
-                else:
+                elif key is self.hub:
                     self._drain()
+                else:
+                    self.front.readable(key)
             self._turn()
         if isinstance(self.over, HermesError):
             raise self.over
@@ -190,17 +203,19 @@ class Daemon:
         for index, part in enumerate(parts):
             self.compute.send(RunRequest(number, index, index == len(parts) - 1, final, part))
 
-    def watch(self, fd: int) -> None:
-        """The front wants to know when this descriptor is readable."""
-        self._poller.watch(fd)
+    def watch(self, key: Key) -> None:
+        """The front wants to know when this descriptor, or end of a connection, is readable."""
+        self._poller.watch(key)
 
-    def forget(self, fd: int) -> None:
-        """The front has no use for this descriptor, for now or for good."""
-        self._poller.forget(fd)
+    def forget(self, key: Key) -> None:
+        """The front has no use for it, for now or for good."""
+        self._poller.forget(key)
 
     def end(self, error: HermesError | None = None) -> None:
         """The run is over; the first reason counts."""
         if self.over is False:
+            if isinstance(error, BudgetTooSmall) and self._gone:
+                error = BoardLost(f"{'; '.join(self._gone.values())}; without it {error}")
             self.over = True if error is None else error
             if error is not None and self.settings.has_caller:
                 self.compute.send(RunEnded(error.exit_code, clip(error.line())))
@@ -235,7 +250,8 @@ class Daemon:
         if self.slots.missing:
             return 0.0
         wake = None if self.mind is None else self.mind.wake_ns()
-        return TURN_S if wake is None else min(TURN_S, max(0.0, (wake - time.monotonic_ns()) / 1e9))
+        turn_s = TURN_S if self.front.hurry_s is None else self.front.hurry_s
+        return turn_s if wake is None else min(turn_s, max(0.0, (wake - time.monotonic_ns()) / 1e9))
 
     def _turn(self) -> None:
         self.compute.flush()
@@ -333,7 +349,8 @@ class Daemon:
             unit = self._ordered(peer, message.ticket)
             self._load_failed(message if unit is None else self.guard.explain(message, unit))
         elif isinstance(message, LoaderFailed):
-            self.front.say(f"loader {message.loader} cannot start: {message.text}")
+            self.front.say(f"{self.crew.name(message.loader)} cannot start: {message.text}")
+            self.crew.last_words = message.text
             self.crew.happened(message.loader, message.epoch, Happened.SAID_FAILED)
 
     def _ordered(self, peer: Peer, ticket: Ticket) -> UnitNo | None:
@@ -346,7 +363,7 @@ class Daemon:
 
     def _load_failed(self, failed: LoadFailed) -> None:
         """What compute waits for is read once more, so that a disk may err."""
-        self.front.say(f"loader {failed.loader}: {failed.text}")
+        self.front.say(f"{self.crew.name(failed.loader)}: {failed.text}")
         self._feed(failed)
 
     def _name_files(self, peer: Peer) -> None:
@@ -370,11 +387,13 @@ class Daemon:
 
     def _who_reads_what(self, loader: LoaderNo, epoch: Epoch, state: str) -> str:
         """By what was ordered: no file is touched, it may lie on a disk that does not answer."""
+        if self.crew.board(loader):
+            return f"{self.crew.name(loader)} (epoch {epoch}), which is {state}"
         units = [unit for unit, who in self._loading.values() if who == Peer("loader", loader, epoch)]
         files = sorted({one.file for unit in units for one in self.units.units[unit].ranges})
         paths = [self.units.files[number].path for number in files]
         reads = " and reads " + ", ".join(f"{path} ({device_of(path)})" for path in paths) if paths else ""
-        return f"loader {loader} (epoch {epoch}), which is {state}{reads}"
+        return f"{self.crew.name(loader)} (epoch {epoch}), which is {state}{reads}"
 
     def _fewer_loaders(self) -> None:
         self._feed(LoadersLeft(self._loaders_left()))
@@ -384,11 +403,15 @@ class Daemon:
         return max(1, self.crew.count)
 
     def _loaders_lost(self, why: str) -> None:
-        self._no_loaders = why
-        if self.divided:
-            self._feed(NoLoadersLeft(text=why))  # the units that lie in slots can still be computed with
+        lost: HermesError = LoadersLost(why)
+        if not self.settings.has_copy:
+            words = f": {self.crew.last_words}" if self.crew.last_words else ""
+            lost = BoardLost(f"nobody lends the model any more, {why}{words}")
+        self._no_loaders = lost
+        if self.divided:  # the units that lie in slots can still be computed with
+            self._feed(NoLoadersLeft(lost.exit_code, str(lost)))
         else:
-            self.end(LoadersLost(why))
+            self.end(lost)
 
     # --- compute
 
@@ -417,6 +440,10 @@ class Daemon:
         else:
             if isinstance(message, PassStarted):
                 self._feed(message)
+            elif isinstance(message, BoardGone):
+                self._gone.pop(message.board, None)
+                if message.text:
+                    self._gone[message.board] = message.text
             self.front.told(message)
 
     def _compute_ended(self) -> None:
@@ -488,7 +515,11 @@ class Daemon:
         self._follow(message.plan)
         self._start = None
         needs = self._needs(message.base_nbytes, message.reserve_nbytes, message.wish_nbytes)
+        self._described = [], []
         try:
+            if self.divided:  # other units from now on, and of compute none is in use
+                self._leased.clear()
+                self._feed(ComputeGone())
             if self.mind is not None and units != self.units:
                 self._forget_guess()
             self._adopt(units, needs)
@@ -505,12 +536,18 @@ class Daemon:
     # --- units and slots
 
     def _needs(self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
-        return self.accounting.needs(self.plan.loaders, base_nbytes, reserve_nbytes, wish_nbytes)
+        loaders = self.plan.loaders + self.settings.remote_loaders
+        needs = self.accounting.needs(loaders, base_nbytes, reserve_nbytes, wish_nbytes)
+        # What a lender was allowed to send may wait in a loader's memory.
+        return replace(needs, loaders=needs.loaders + self.settings.remote_loaders * WINDOW_NBYTES)
 
     def _follow(self, plan: RunPlan) -> None:
         """Run by this plan: so many loaders, that read in this way."""
         before, self.plan = self.plan, replace(plan, loaders=plan.loaders or self.plan.loaders)
-        self.slots.loaders = self.plan.loaders
+        if self.settings.borrowed is not None:  # which the plan knows nothing of
+            loaders = self.plan.loaders if self.settings.has_copy else 0
+            self.plan = replace(self.plan, loaders=loaders, window=0, forecast_us=0, source="")
+        self.slots.loaders = self.plan.loaders + self.settings.remote_loaders
         for number, epoch in self.crew.resize(self.plan.loaders):
             if not self.hub.send(Peer("loader", number, epoch), StopLoader()):
                 self.crew.kill(number, epoch)  # not connected yet: it would work, uncounted, once it is
@@ -536,16 +573,17 @@ class Daemon:
                 )  # fmt: skip
                 for peer in self._started:
                     self._name_files(peer)
-                if self._no_loaders and not self.crew.members():
-                    self._feed(NoLoadersLeft(text=self._no_loaders))
+                if self._no_loaders is not None and not self.crew.members():
+                    self._feed(NoLoadersLeft(self._no_loaders.exit_code, str(self._no_loaders)))
         self._feed(SlotsWanted(max(1, count), self.plan.window, self._loaders_left()))
         for started in self._started.values():
             self._feed(started)  # those that came up before the units were known; for the others this is old news
         self._add_slot()
 
     def _forget_guess(self) -> None:
-        """The remembered units were wrong."""
-        self.front.say("the remembered units of this model were out of date; its weights are read anew")
+        """The remembered units were wrong, or others are assigned."""
+        if not self.divided:
+            self.front.say("the remembered units of this model were out of date; its weights are read anew")
         self._forget_units()
 
     def _forget_units(self) -> None:
@@ -616,7 +654,7 @@ class Daemon:
             self.compute.send(UnitFailed(action.unit, action.exit_code, clip(line_of(action.exit_code, action.text))))
         elif isinstance(action, Kill):
             state = self.crew.state_of(action.loader, action.epoch)
-            self.front.say(f"loader {action.loader} is killed: {action.why}; it is {state}")
+            self.front.say(f"{self.crew.name(action.loader)} is killed: {action.why}; it is {state}")
             self.crew.kill(action.loader, action.epoch)
         else:
             self.slots.remove(action.slot)

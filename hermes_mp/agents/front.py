@@ -8,6 +8,7 @@ from hermes_mp.core.slots import Slots
 from hermes_mp.core.squeeze import Change
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.host.children import hand_on
+from hermes_mp.host.wire import Key
 from hermes_mp.messages import FromCompute, Ticket, UnitDone, UnitLoaded, UnitNo
 
 
@@ -19,6 +20,10 @@ class Front(Protocol):
     @property
     def busy(self) -> bool:
         """Whether compute was asked for something that it has not answered."""
+
+    @property
+    def hurry_s(self) -> float | None:
+        """It wants its next `tick` so soon."""
 
     def told(self, message: FromCompute) -> None:
         """Compute said something that is no business of the daemon's: text, answers, progress, passes."""
@@ -54,7 +59,7 @@ class Front(Protocol):
     def squeezed(self, change: Change, free_nbytes: int) -> None:
         """Residents leave for want of memory, or return."""
 
-    def readable(self, fd: int) -> None: ...
+    def readable(self, key: Key) -> None: ...
 
     def tick(self) -> None: ...
 
@@ -68,6 +73,10 @@ class SilentFront:
     @property
     def busy(self) -> bool:
         return False
+
+    @property
+    def hurry_s(self) -> float | None:
+        return None
 
     def told(self, message: FromCompute) -> None: ...
 
@@ -95,6 +104,6 @@ class SilentFront:
 
     def squeezed(self, change: Change, free_nbytes: int) -> None: ...
 
-    def readable(self, fd: int) -> None: ...
+    def readable(self, key: Key) -> None: ...
 
     def tick(self) -> None: ...

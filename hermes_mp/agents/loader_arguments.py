@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
+from hermes_mp.agents.borrowed import Lender
+
 
 @dataclass(frozen=True)
 class LoaderArguments:
@@ -33,3 +35,24 @@ class LoaderArguments:
     def pass_fds(self) -> tuple[int, ...]:
         """The descriptors to inherit."""
         return self.death_fd, self.arena_fd, self.progress_fd
+
+
+@dataclass(frozen=True)
+class RemoteArguments:
+    """Of a loader that takes from another board; `fingerprint` is what the model there must have."""
+
+    loader: LoaderArguments
+    lender: Lender
+    model: str
+    fingerprint: str
+
+    def to_words(self) -> list[str]:
+        """The command line."""
+        lender = self.lender
+        return [lender.name, lender.address, lender.key, self.model, self.fingerprint, *self.loader.to_words()]
+
+    @staticmethod
+    def from_words(words: list[str]) -> RemoteArguments:
+        """The same again."""
+        name, address, key, model, fingerprint, *rest = words
+        return RemoteArguments(LoaderArguments.from_words(rest), Lender(name, address, key), model, fingerprint)

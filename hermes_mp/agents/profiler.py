@@ -39,15 +39,24 @@ class ProfilerSettings:
 
 
 def profile_in_own_process(settings: ProfilerSettings, say: Callable[[str], None]) -> ModelProfile:
-    """The profile; raises the error that the process reported, or ComputeLost where it died without a word."""
+    """The profile; raises what `in_own_process` does."""
+    told = in_own_process("hermes_mp.agents.profiler", asdict(settings), say)
+    return ModelProfile.from_json(told)
+
+
+def in_own_process(module: str, settings: dict[str, Any], say: Callable[[str], None]) -> Any:
+    """What the process of that module found, as JSON holds it; `module` hands its work to `work_as_told`.
+
+    Raises the error that the process reported, or ComputeLost where it died without a word.
+    """
     death = DeathPipe()
     read_fd, write_fd = os.pipe()
     told: dict[str, Any] = {}
     try:
-        words = {"settings": asdict(settings), "parent_pid": os.getpid(), "death_fd": death.read_fd, "fd": write_fd}
+        words = {"settings": settings, "parent_pid": os.getpid(), "death_fd": death.read_fd, "fd": write_fd}
         fds = (death.read_fd, write_fd)
         child = spawn(
-            "hermes_mp.agents.profiler", "hermes: profiler", [json.dumps(words)], fds,
+            module, "hermes: profiler", [json.dumps(words)], fds,
             env=environment.for_computing(),
         )  # fmt: skip
         os.close(write_fd)
@@ -64,8 +73,8 @@ def profile_in_own_process(settings: ProfilerSettings, say: Callable[[str], None
             cause = child.reap(30.0)
     finally:
         death.close()
-    if "profile" in told:
-        return ModelProfile.from_json(told["profile"])
+    if "found" in told:
+        return told["found"]
     if "exit_code" in told:
         raise revived(told["exit_code"], told["text"])
     raise ComputeLost(f"the profiler ended ({cause})", "see above; with too little memory lower --batch or --tokens")
@@ -73,8 +82,13 @@ def profile_in_own_process(settings: ProfilerSettings, say: Callable[[str], None
 
 def main(arguments: Sequence[str]) -> int:
     """The process; `arguments`: one JSON text. Its exit code, or that of the error it reported."""
+    return work_as_told(arguments, _profile)
+
+
+def work_as_told(arguments: Sequence[str], work: Callable[[dict[str, Any], Callable[[str], None]], Any]) -> int:
+    """Have `work` find what is asked for, of the settings, and tell who has started this process."""
     words: dict[str, Any] = json.loads(arguments[0])
-    settings = ProfilerSettings(**words["settings"])
+    settings: dict[str, Any] = words["settings"]
     ignore_interrupts()
     DeathWatch(words["parent_pid"], words["death_fd"]).be_killed_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -86,7 +100,11 @@ def main(arguments: Sequence[str]) -> int:
 
         try:
             tell({"say": "importing torch"})
-            tell({"profile": _profile(settings, lambda text: tell({"say": text})).to_json()})
+            from setproctitle import setproctitle
+
+            setproctitle("hermes: profiler")
+            settings["death_fd"] = words["death_fd"]
+            tell({"found": work(settings, lambda text: tell({"say": text}))})
         except HermesError as error:
             tell({"exit_code": error.exit_code, "text": error.line()})
             return error.exit_code
@@ -97,10 +115,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _profile(settings: ProfilerSettings, say: Callable[[str], None]) -> ModelProfile:
-    from setproctitle import setproctitle
-
-    setproctitle("hermes: profiler")
+def _profile(told: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    settings = ProfilerSettings(**{name: value for name, value in told.items() if name != "death_fd"})
     from hermes_mp.models.light_imports import import_lightly
 
     import_lightly()  # as compute does: what it takes is measured too
@@ -109,4 +125,4 @@ def _profile(settings: ProfilerSettings, say: Callable[[str], None]) -> ModelPro
     wanted = Wanted(
         settings.dtype, settings.context, settings.batch, settings.tokens, settings.threads, settings.headers_only
     )
-    return profile_model(find_checkpoint(Path(settings.directory)), wanted, settings.seconds, say)
+    return profile_model(find_checkpoint(Path(settings.directory)), wanted, settings.seconds, say).to_json()

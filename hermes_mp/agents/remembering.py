@@ -23,6 +23,8 @@ class Remembering:
 
     def recall(self) -> Remembered | None:
         """What can be begun with, if anything."""
+        if self._settings.is_shared or not self._settings.has_copy:
+            return None
         known = unitcache.recall(self._path)
         files = tuple(UnitFile(str(file.path), file.nbytes) for file in self._settings.checkpoint.files)
         if known is None or known.units.files != files:
@@ -32,6 +34,8 @@ class Remembering:
 
     def remember(self, entry: Remembered) -> None:
         """For the next run."""
+        if self._settings.is_shared or self._settings.borrowed is not None:
+            return
         self.failed(unitcache.remember(self._path, entry))
         if self._settings.loaders is None:
             self.failed(unitcache.remember_loaders(str(self._settings.checkpoint.directory), entry.plan.loaders))

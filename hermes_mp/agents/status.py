@@ -41,7 +41,8 @@ def of(daemon: Daemon) -> dict[str, Any]:
         },
         "loaders": [
             {
-                "number": number, "pid": pid, "state": state, "restarts": min(daemon.crew.restarts(number), epoch - 1),
+                "number": number, "board": daemon.crew.board(number), "pid": pid, "state": state,
+                "restarts": min(daemon.crew.restarts(number), epoch - 1),
                 "reads": [slot.unit for slot in work.get((number, epoch), [])],
             }
             for number, epoch, pid, state in daemon.crew.states()

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from hermes_mp.core.leasing import Action, GiveUp, Leasing
 from hermes_mp.core.unitlist import UnitList
-from hermes_mp.errors import DaemonLost, HermesError, SystemCallFailed, WeightsChanged, revived
+from hermes_mp.errors import (
+    DaemonLost,
+    HermesError,
+    InvariantBroken,
+    SystemCallFailed,
+    WeightsChanged,
+    revived,
+)
 from hermes_mp.host.arena import Arena
 from hermes_mp.host.checkpoint import CheckpointFile
 from hermes_mp.host.reading import FileReader
 from hermes_mp.host.watched import WatchedFiles
 from hermes_mp.host.wire import Link
 from hermes_mp.messages import (
+    AssignLayers,
     ComputeStarted,
     FileNamed,
     PassEnded,
@@ -28,6 +38,7 @@ from hermes_mp.messages import (
     RecallUnit,
     RowsRead,
     RunEnded,
+    RunLayers,
     RunPlan,
     RunRequest,
     SlotsDivided,
@@ -43,6 +54,8 @@ from hermes_mp.messages import (
 REMIND_S = 0.01  # of waiting for a guess that is on its way: a unit of 16 MiB at 1.6 GB/s
 LOOK_S = 0.05  # a resident that is recalled goes within this time and one unit's
 TURN_S = 0.5  # how long one wait for a message lasts; a lost daemon ends it at once
+
+Asked = RunRequest | AssignLayers | RunLayers | StopCompute
 
 
 def listen(supply: LinkedSupply, lock: threading.RLock, closed: threading.Event) -> None:
@@ -62,21 +75,40 @@ def listen(supply: LinkedSupply, lock: threading.RLock, closed: threading.Event)
                 lock.release()
 
 
+class Rows(Protocol):
+    """A file that rows are read from: `host.reading.FileReader`, or another board's."""
+
+    def read_rows(self, rows: Sequence[tuple[int, int]], into: memoryview) -> int: ...
+
+    def close(self) -> None: ...
+
+
 class LinkedSupply:
     """A `models.supply.Supply` over a `Link`. One thread at a time; the caller holds the binder's lock."""
 
-    def __init__(self, link: Link[ToCompute], arena: Arena, pid: int, files: Iterable[CheckpointFile] = ()) -> None:
-        """`files`: what is looked at before and after every pass."""
+    def __init__(
+        self,
+        link: Link[ToCompute],
+        arena: Arena,
+        pid: int,
+        files: Iterable[CheckpointFile] = (),
+        rows_of: Callable[[int], Rows] | None = None,
+    ) -> None:
+        """`files`: what is looked at before and after every pass. `rows_of` gives a file that lies elsewhere."""
+        self._rows_of = rows_of
         self.files = WatchedFiles(files)
         self._link = link
         self._arena = arena
         self.buffer = arena.view(0, arena.nbytes)
         self._leasing = Leasing(0)
-        self._readers: dict[int, FileReader] = {}
-        self._list = UnitList((), ())
+        self._readers: dict[int, Rows] = {}
+        self._whole = self._list = UnitList((), ())
+        self._assigned: list[int] | None = None  # the units that are this board's; None: all
+        self._reassigned = False  # and the daemon has not answered to that yet
         self._lost: HermesError | None = None
         self._look_s = 0.0
-        self.inbox: deque[RunRequest | StopCompute] = deque()
+        self.stalled_ns = 0  # how long units were waited for
+        self.inbox: deque[Asked] = deque()
         self.divided: SlotsDivided | None = None
         link.send(ComputeStarted(pid))
 
@@ -88,8 +120,18 @@ class LinkedSupply:
 
     def use(self, units: UnitList) -> None:
         """These are the units; rows may be read from their files from now on."""
-        self._list = units
+        self._whole = self._list = units
         self._leasing = Leasing(len(units.units), more=True)
+
+    def assign(self, units: Sequence[int]) -> None:
+        """Only these units are this board's from now on, in this order; nothing of them may be in use.
+
+        What the daemon announced before it has heard of it in `describe` is dropped there.
+        """
+        self._assigned = list(units)
+        self._list = UnitList(self._whole.files, tuple(self._whole.units[unit] for unit in units))
+        self._leasing = Leasing(len(units), more=True)
+        self._reassigned, self.divided = self.divided is not None, None
 
     def describe(
         self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0, plan: RunPlan | None = None
@@ -113,16 +155,21 @@ class LinkedSupply:
         """What the budget leaves for what compute does; 0 until it is divided."""
         return 0 if self.divided is None else self.divided.reserve_nbytes
 
-    def next_request(self) -> RunRequest | StopCompute:
+    def next_request(self) -> Asked:
         """The next thing the daemon wants of a compute process of its own."""
         while not self.inbox:
             self._receive()
         return self.inbox.popleft()
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the daemon wants something, as far as was heard."""
+        return bool(self.inbox)
+
     # --- Supply
 
     def acquire(self, unit: int) -> int:
-        number = UnitNo(unit)
+        number = self._numbered(unit)
         if self._lost is not None:
             raise self._lost
         self._look()
@@ -133,6 +180,7 @@ class LinkedSupply:
         self._act(self._leasing.want(number, time.monotonic_ns()))
         ready = self._leasing.held(number)
         patience_s = REMIND_S
+        asked_ns = time.monotonic_ns()
         try:
             while ready is None:
                 if not self._receive(patience_s):
@@ -142,8 +190,19 @@ class LinkedSupply:
         except BaseException:
             self._leasing.abandon()
             raise
-        self._act(self._leasing.begin(number, time.monotonic_ns()))
+        now_ns = time.monotonic_ns()
+        self.stalled_ns += now_ns - asked_ns
+        self._act(self._leasing.begin(number, now_ns))
         return ready.base
+
+    def _numbered(self, unit: int) -> UnitNo:
+        """As the daemon knows it: by its place among those that are assigned."""
+        if self._assigned is None:
+            return UnitNo(unit)
+        place = bisect_left(self._assigned, unit)
+        if self._assigned[place : place + 1] != [unit]:
+            raise InvariantBroken(f"unit {unit} is another board's")
+        return UnitNo(place)
 
     def _leased(self, unit: UnitNo) -> int:
         ready = self._leasing.held(unit)
@@ -159,18 +218,22 @@ class LinkedSupply:
 
     def release(self, unit: int, computed: bool) -> None:
         if self._lost is None:
-            self._act(self._leasing.done(UnitNo(unit), time.monotonic_ns(), computed))
+            self._act(self._leasing.done(self._numbered(unit), time.monotonic_ns(), computed))
 
     def read_rows(self, file: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
         reader = self._readers.get(file)
         if reader is None:
             named = self._list.files[file]
-            reader = self._readers[file] = FileReader(named.path, named.nbytes)
+            elsewhere = self._rows_of
+            reader = FileReader(named.path, named.nbytes) if elsewhere is None else elsewhere(file)
+            self._readers[file] = reader
         started = time.monotonic_ns()
         nbytes = reader.read_rows(ranges, into)
         self._send(RowsRead(nbytes, started, time.monotonic_ns()))
 
     def forecast(self, more: bool, units: int | None) -> None:
+        if units and self._assigned is not None:
+            units = bisect_left(self._assigned, units)
         self._act(self._leasing.forecast(more, units))
 
     def pass_started(self, rows: int, tokens: int) -> None:
@@ -239,15 +302,16 @@ class LinkedSupply:
             raise
         if message is None:
             return False
-        if isinstance(message, UnitReady | RecallUnit):
-            self._act(self._leasing.handle(message, time.monotonic_ns()))
+        if isinstance(message, UnitReady | RecallUnit | UnitFailed):
+            if not self._reassigned:  # else it is said of units that were assigned before
+                self._act(self._leasing.handle(message, time.monotonic_ns()))
         elif isinstance(message, RunEnded):
             self._lost = revived(message.exit_code, message.text)
             raise self._lost
-        elif isinstance(message, UnitFailed):
-            self._act(self._leasing.handle(message, time.monotonic_ns()))
         elif isinstance(message, SlotsDivided):
-            self.divided = message
+            self.divided, self._reassigned = message, False
+            # A request is handed out once the units are divided; what was asked before that will be asked anew.
+            self.inbox = deque(asked for asked in self.inbox if not isinstance(asked, RunRequest))
         else:
             self.inbox.append(message)
         return True

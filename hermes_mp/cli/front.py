@@ -20,13 +20,18 @@ from hermes_mp.core.slots import Slots
 from hermes_mp.core.squeeze import Change
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import HermesError
+from hermes_mp.host.wire import Key
 from hermes_mp.messages import (
+    BoardGone,
+    BoardTold,
     FromCompute,
+    Note,
     PassEnded,
     PassStarted,
     Progress,
     RequestAnswered,
     RequestFailed,
+    RequestRepeated,
     RowsRead,
     TextStreamed,
     Ticket,
@@ -78,6 +83,10 @@ class LaunchFront:
     def busy(self) -> bool:
         return self._active is not None
 
+    @property
+    def hurry_s(self) -> float | None:
+        return None
+
     # --- what the daemon tells
 
     def ready(self, units: UnitList) -> None:
@@ -97,6 +106,16 @@ class LaunchFront:
             self._trace.told(message)
         if isinstance(message, Progress):
             self._console.phase(message.text)
+        elif isinstance(message, Note):
+            self._console.note(message.text)
+        elif isinstance(message, BoardTold):
+            self._ledger.board_told(message.board, json.loads(message.facts))
+        elif isinstance(message, BoardGone):
+            if message.text:
+                self._console.note(f"{message.text}; going on without it")
+        elif isinstance(message, RequestRepeated):
+            self._console.note(message.why)
+            self._begin_again()
         elif isinstance(message, TextStreamed):
             self._chosen += message.token_ids
             self._stream(message.text)
@@ -147,14 +166,18 @@ class LaunchFront:
         self._ledger.loader_restarted()
 
     def compute_restarted(self) -> None:
-        self._ready, self._parts, self._pass = False, "", None
-        self._told.restart()
+        self._begin_again()
         if self._chosen:
             goes_on = f"it goes on behind {counted(len(self._chosen), 'token')}"
             self._console.note(f"{goes_on}: what follows may differ from what it would have said")
         self._ledger.compute_restarted()
         if self._trace is not None:
             self._trace.writer.instant("daemon", "compute is started again", time.monotonic_ns())
+
+    def _begin_again(self) -> None:
+        """The request that is under way will be asked once more, as soon as compute is `ready`."""
+        self._ready, self._parts, self._pass = False, "", None
+        self._told.restart()
 
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None:
         self._ledger.memory_sampled({**by_process, "slots": arena_nbytes}, exact)
@@ -175,8 +198,8 @@ class LaunchFront:
             why = "memory is free again" if change.returns else "memory is short"
             self._console.note(f"{why} ({max(0, free_nbytes) >> 20} MiB free): {what}")
 
-    def readable(self, fd: int) -> None:
-        if self._lines is None or fd != self._lines.fileno():
+    def readable(self, key: Key) -> None:
+        if self._lines is None or key != self._lines.fileno():
             return  # the wake-up of a signal, whose handler has run by now
         try:
             self._requests.extend(self._line_request | {self._line_key: line} for line in self._lines.read_lines())
@@ -185,7 +208,7 @@ class LaunchFront:
             self.exit_code = error.exit_code
         if self._lines.ended or len(self._requests) >= MAX_QUEUED:
             assert self.daemon is not None
-            self.daemon.forget(fd)  # in the second case for now: a pipe may hold millions of lines
+            self.daemon.forget(key)  # in the second case for now: a pipe may hold millions of lines
             self._paused = not self._lines.ended
         if self._ready and self._active is None:
             self._next()

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         print(show_config.as_json(config, sources) if config.json else show_config.as_launch_file(config, sources))
         return 0
     try:
-        with _signals() as signals, closing(quarters_of(config)) as quarters:
+        with heeded_signals() as signals, closing(quarters_of(config)) as quarters:
             from hermes_mp.cli.console import Console  # from here on the loaders start up beside us
             from hermes_mp.cli.run import run
 
@@ -58,7 +58,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def quarters_of(config: LaunchConfig) -> Quarters:
-    return Quarters(loaders_to_start(config.loaders, config.model))
+    return Quarters(loaders_to_start(config.loaders, config.model) if has_copy(config) else 0)
+
+
+def has_copy(config: LaunchConfig) -> bool:
+    """Whether the weights are here; without remote loaders they have to be."""
+    return not config.remote_loader or config.model is None or os.path.exists(os.path.expanduser(config.model))
 
 
 def _open_standard_streams() -> None:
@@ -113,7 +118,8 @@ class Signals:
 
 
 @contextmanager
-def _signals() -> Iterator[Signals]:
+def heeded_signals() -> Iterator[Signals]:
+    """Inside, SIGINT, SIGTERM and SIGHUP end the run in order."""
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signals = Signals(read_fd)
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup has one ignored

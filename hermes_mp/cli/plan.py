@@ -38,7 +38,8 @@ examples:
   hermes-plan --model ./gpt-j-6b                           from the smallest budget to the one that fits everything
   hermes-plan --model ./gpt-j-6b --memory 1GiB             the plan for this budget, why, and what would help
   hermes-plan --model openai-community/gpt2-xl             before anything is downloaded
-  hermes-plan --model ./bert-large --tokens 32 --batch 8   for other inputs""",
+  hermes-plan --model ./bert-large --tokens 32 --batch 8   for other inputs
+  hermes-plan --model ./gpt-j-6b --board pi2 --board pi3   shared with other boards: who would run which layers""",
 )
 
 
@@ -47,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     try:
         config = parse_for(COMMAND, words)
+        if config.boards is not None or config.board or config.split is not None:
+            from hermes_mp.cli.plan_boards import plan_boards
+
+            print_out(plan_boards(config, _teller(config.json)))
+            return 0
         found = _find(config, _teller(config.json))
         text = json.dumps(as_object(found)) if config.json else as_text(found)
         print_out(text)

@@ -100,7 +100,8 @@ def _block(run: dict[str, Any]) -> str:
     for loader in run["loaders"]:
         at = f", reads {' and '.join(f'unit {unit}' for unit in loader['reads'])}" if loader["reads"] else ""
         restarts = _restarts(loader["restarts"])
-        lines.append(f"  loader {loader['number']:<2} process {loader['pid']}, {loader['state']}{restarts}{at}")
+        board = f" ({loader['board']})" if loader["board"] else ""
+        lines.append(f"  loader {loader['number']:<2}{board} process {loader['pid']}, {loader['state']}{restarts}{at}")
     lines += [f"  degraded  {why}" for why in run["degraded"]]
     slots = run["slots"]
     if slots:

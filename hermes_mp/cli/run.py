@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hermes_mp.agents.borrowed import Borrowed
 from hermes_mp.agents.daemon import Daemon
 from hermes_mp.agents.quarters import Quarters
 from hermes_mp.agents.settings import DaemonSettings
+from hermes_mp.agents.stage_costs import keep_disk_rate
 from hermes_mp.agents.tracing import TracingFront
 from hermes_mp.cli import embedded
+from hermes_mp.cli.boards_file import shared_with
 from hermes_mp.cli.console import Console
 from hermes_mp.cli.front import LaunchFront
 from hermes_mp.cli.lines import LineSource
@@ -32,13 +36,22 @@ if TYPE_CHECKING:
 
 def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: int, signals: Signals) -> int:
     """The exit code of a run that ended as it should, or by a signal; raises a HermesError otherwise."""
+    with ExitStack() as stack:
+        return _run(config, console, quarters, started_ns, signals, stack)
+
+
+def _run(
+    config: LaunchConfig, console: Console, quarters: Quarters, started_ns: int, signals: Signals, stack: ExitStack
+) -> int:
     console.phase("looking for the model")
-    directory = (
-        embedded.embedded_model() if config.model is None else hub.resolve(config.model, console.note)
-    ).resolve()
+    directory, borrowed = _find(config, console, quarters, stack)
     console.model(config.model or "all-MiniLM-L6-v2")
     checkpoint = find_checkpoint(directory)
-    if config.verify != NEVER:
+    if borrowed is None and config.remote_loader:
+        from hermes_mp.cli import borrow
+
+        borrowed = borrow.beside_a_copy(config, checkpoint, console.note)
+    if config.verify != NEVER and (borrowed is None or borrowed.has_copy):
         _prove(checkpoint, config.model is None, console)
     trace = TraceWriter(config.trace, started_ns) if config.trace else None
     named = config.memory if isinstance(config.memory, int) else None
@@ -50,7 +63,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
         checkpoint, config.loaders, config.memory, config.context, config.batch, config.dtype, config.threads,
         options=_task_options(config), sample_exactly=config.sample_memory,
         timeout_s=config.timeout or None, verify=config.verify, soft_s=config.soft_deadline,
-        hard_s=config.hard_deadline,
+        hard_s=config.hard_deadline, boards=shared_with(config), borrowed=borrowed,
     )  # fmt: skip
     if trace is not None:
         trace.instant("daemon", "command started", started_ns)
@@ -66,6 +79,7 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             ledger.slots = len(daemon.slots.bases)
             ledger.budget_nbytes = daemon.slots.budget_nbytes
             ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
+            ledger.remote_loaders = {} if borrowed is None else {one.name: one.count for one in borrowed.lenders}
             ledger.verified = daemon.guard.report()
             ledger.degraded = daemon.crew.degraded()
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
@@ -74,8 +88,24 @@ def run(config: LaunchConfig, console: Console, quarters: Quarters, started_ns: 
             trace.close()
     if trace is not None and trace.failure:
         console.note(trace.failure)
-    console.report(ledger.report())
+    report = ledger.report()
+    if settings.boards is not None and report.read_rate_nbytes_per_s:
+        seconds = report.read_nbytes / report.read_rate_nbytes_per_s
+        keep_disk_rate(checkpoint, report.read_nbytes, seconds, ledger.loaders)
+    console.report(report)
     return front.exit_code
+
+
+def _find(
+    config: LaunchConfig, console: Console, quarters: Quarters, stack: ExitStack
+) -> tuple[Path, Borrowed | None]:
+    """The model's directory, which is temporary where another board lends all of its weights."""
+    if not quarters.loaders:
+        from hermes_mp.cli import borrow
+
+        return borrow.outline(config, stack, console.note)
+    found = embedded.embedded_model() if config.model is None else hub.resolve(config.model, console.note)
+    return found.resolve(), None
 
 
 def _prove(checkpoint: Checkpoint, packaged: bool, console: Console) -> None:

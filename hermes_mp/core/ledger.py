@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
+from hermes_mp.core.boards_report import BoardPart
+from hermes_mp.core.busy import Busy
 from hermes_mp.core.report import Memory, Report, Seconds, Verified
 from hermes_mp.core.squeeze import Change
 from hermes_mp.messages import PassEnded, PassStarted, RowsRead, RunPlan, Ticket, UnitDone, UnitLoaded
 
 RECENT = 1024  # passes whose figures are kept; each took 100 bytes of the daemon for good
-OPEN_INTERVALS = 64  # reads overlap only their neighbours: older gaps never close again
 
 
 class Ledger:
@@ -36,15 +38,17 @@ class Ledger:
         self.loaders_restarted = 0
         self.compute_restarts = 0
         self.degraded: list[str] = []
+        self.remote_loaders: dict[str, int] = {}  # by board
         self.plan = RunPlan()
         self.verified: Verified | None = None
+        self.boards: dict[str, BoardPart] = {}
         self._first_read_ns: int | None = None
         self._direct: set[bool] = set()
         self._read_nbytes = 0
         self._rows_nbytes = 0
         self._unused: dict[Ticket, int] = {}
         self._never_used_nbytes = 0  # of loads that are no longer among them
-        self._busy = _Busy()
+        self._busy = Busy()
         self._pass: PassStarted | None = None
         self._pass_stall_ns = 0
         self._pass_read_nbytes = 0
@@ -63,6 +67,11 @@ class Ledger:
         """The budget is divided."""
         self.budget_nbytes = budget_nbytes
         self.slots, self.slot_nbytes, self.residents = slots, slot_nbytes, residents
+
+    def board_told(self, board: str, facts: Mapping[str, Any]) -> None:
+        """What a board of the run has done so far; the last word counts."""
+        lists = {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
+        self.boards[board] = BoardPart(**{**facts, **lists, "board": board})
 
     def squeezed(self, change: Change) -> None:
         """Residents leave for want of memory, or return; what leaves in several steps left once."""
@@ -163,7 +172,9 @@ class Ledger:
             forecast_s=self.plan.forecast_us / 1e6 if self.plan.source else None,
             planned_by=self.plan.source or None,
             verified=self.verified,
+            remote_loaders=dict(self.remote_loaders),
             degraded=tuple(self.degraded),
+            boards=tuple(self.boards.values()),
         )
 
     def _read(self, nbytes: int, started_ns: int, ended_ns: int) -> None:
@@ -171,31 +182,6 @@ class Ledger:
         self._busy.add(started_ns, ended_ns)
         if self._first_read_ns is None or started_ns < self._first_read_ns:
             self._first_read_ns = started_ns
-
-
-class _Busy:
-    """The time in which at least one read was under way: intervals, merged where they touch."""
-
-    def __init__(self) -> None:
-        self._open: list[tuple[int, int]] = []
-        self._closed_ns = 0
-
-    def add(self, started_ns: int, ended_ns: int) -> None:
-        kept = []
-        for start, end in self._open:
-            if end < started_ns or start > ended_ns:
-                kept.append((start, end))
-            else:
-                started_ns, ended_ns = min(start, started_ns), max(end, ended_ns)
-        kept.append((started_ns, ended_ns))
-        kept.sort()
-        if len(kept) > OPEN_INTERVALS:
-            start, end = kept.pop(0)
-            self._closed_ns += end - start
-        self._open = kept
-
-    def total_ns(self) -> int:
-        return self._closed_ns + sum(end - start for start, end in self._open)
 
 
 class _Recent:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count as _numbers
+from itertools import islice
 
 from hermes_mp.errors import InvariantBroken
 from hermes_mp.ids import Epoch, LoaderNo
@@ -159,6 +161,7 @@ class Crew:
 
     def __init__(self, count: int, limit: int = 5, window_ns: int = 30_000_000_000) -> None:
         self._count = count
+        self._added: set[LoaderNo] = set()  # that `resize` leaves alone
         self._killed: dict[tuple[LoaderNo, Epoch], int] = {}  # since when, of those that are still there
         self._limits = limit, window_ns
         self._restarts: dict[LoaderNo, Restarts] = {}
@@ -174,12 +177,20 @@ class Crew:
 
     def resize(self, count: int) -> tuple[list[Action], list[tuple[LoaderNo, Epoch]]]:
         """So many loaders there shall be: whom to start, and who is to be asked to leave, and not be replaced."""
-        retired = [(number, self._dismiss(number)) for number in sorted(self.members)[count:]]
+        present = sorted(self.members.keys() - self._added)
+        retired = [(number, self._dismiss(number)) for number in present[count:]]
         for key in retired:
             self.former[key].handle(Happened.STOP_ASKED)
-        added = [LoaderNo(number) for number in range(self._count, count) if number not in self.members]
+        places = islice((LoaderNo(number) for number in _numbers() if number not in self._added), count)
+        added = [number for place, number in enumerate(places) if place >= self._count and number not in self.members]
         self._count = count
         return [self._spawn(number, Epoch(self._epochs.get(number, 0) + 1)) for number in added], retired
+
+    def add(self, count: int) -> list[Spawn]:
+        """So many more, whose number does not change: those that take from other boards."""
+        numbers = [LoaderNo(number) for number in range(self._count, self._count + count)]
+        self._added.update(numbers)
+        return [self._spawn(number, Epoch(1)) for number in numbers]
 
     def renew(self, loader: LoaderNo, epoch: Epoch) -> list[Action]:
         """Start another incarnation in the place of this one, which is about to be killed for no fault of its own.

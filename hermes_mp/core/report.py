@@ -5,7 +5,9 @@ It measures nothing: core/ledger.py gathers the figures.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+from hermes_mp.core.boards_report import BoardPart, board_lines
 
 LOADERS_NAMED = 6  # more are summed up in one word
 
@@ -73,6 +75,8 @@ class Report:
     forecast_s: float | None = None
     planned_by: str | None = None  # what the plan knew: see `messages.RunPlan`
     verified: Verified | None = None
+    boards: tuple[BoardPart, ...] = ()  # of a run that is shared; the head first
+    remote_loaders: dict[str, int] = field(default_factory=dict)  # how many took from other boards, by board
     degraded: tuple[str, ...] = ()  # what the run had to do without in the end, and why
 
     def as_json(self) -> dict[str, object]:
@@ -107,10 +111,13 @@ def render_report(report: Report) -> str:
     restarted = f" ({report.loaders_restarted} restarted)" if report.loaders_restarted else ""
     residents = f", {counted(report.residents, 'unit')} resident" if report.residents else ""
     slots = f"{counted(report.slots, 'slot')} of {_size(report.slot_nbytes)}"
-    lines.append(f"loaders   {report.loaders}{restarted}; {slots}{residents}, {report.pages} pages")
+    remote = "".join(f", and {count} of {board}" for board, count in report.remote_loaders.items())
+    loaders = f"{report.loaders or 'none here'}{remote}{restarted}"
+    lines.append(f"loaders   {loaders}; {slots}{residents}, {report.pages} pages")
     lines += [f"degraded  {why}" for why in report.degraded]
     if report.compute_restarted:
         lines.append(f"compute   restarted {counted(report.compute_restarted, 'time')}; its requests were repeated")
+    lines += board_lines(report.boards)
     if report.forecast_s is not None:
         how = "as profiled" if report.planned_by == "measured" else f"{report.planned_by}; `hermes-plan` measures"
         lines.append(f"plan      {report.forecast_s:.3g} s per pass was forecast ({how})")

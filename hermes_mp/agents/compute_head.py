@@ -1,0 +1,236 @@
+"""A head's compute: has other boards run layers of its model, divides them anew when a board is lost or comes back.
+
+The request under way is then repeated from its beginning; what was said of it is not said again (`core.retelling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hermes_mp.agents.boards import BoardEntry, Boards, LostBoard, StageForgotten
+from hermes_mp.agents.cluster_planning import Choice, ClusterPlanning, head_facts
+from hermes_mp.agents.cluster_watching import Watching
+from hermes_mp.agents.compute_model import Opened
+from hermes_mp.agents.supplying import LinkedSupply
+from hermes_mp.core.stretches import Stretch, of_board
+from hermes_mp.errors import HermesError
+from hermes_mp.host.checkpoint import find_checkpoint
+from hermes_mp.host.fingerprint import fingerprint
+from hermes_mp.host.pairings import Store
+from hermes_mp.host.wire import Link
+from hermes_mp.messages import (
+    BoardGone,
+    LayersRun,
+    Note,
+    RequestRepeated,
+    RunLayers,
+    RunPlan,
+    TensorSpec,
+    ToCompute,
+    clip,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from hermes_mp.models.sharing import Hop, Sharing
+
+HERE = "head"  # the head's own name among the boards
+STOP_S = 1.0
+REJOIN_S = 1.0
+
+
+class Head:
+    """`settings["boards"]`: `entries` (name, address, key), `split` (pairs of board and layers, or None), `stage`."""
+
+    def __init__(self, settings: dict[str, Any], supply: LinkedSupply, link: Link[ToCompute]) -> None:
+        self._settings, self._supply, self._link = settings, supply, link
+        told = settings["boards"]
+        entries = [BoardEntry(*entry) for entry in told["entries"]]
+        self._split: list[tuple[str, int]] | None = told["split"]
+        directory = Path(settings["directory"])
+        own = Store().identity() if any(entry.key for entry in entries) else None
+        own_name = HERE if own is None else own.name
+        hello = (told["software"], own_name, directory.name, fingerprint(find_checkpoint(directory)))
+        self.boards = Boards(
+            entries, None if own is None else own.keys, hello, supply.say, self._note, settings["death_fd"]
+        )
+        self.epoch = 0
+        self._repeated = -1  # the request that was repeated last
+        self._is_again = False  # what is answered now has been asked before
+        self._opened: Opened | None = None
+        self._sharing: Sharing | None = None
+        self._base = self._wish = 0
+        self._stretches: list[Stretch] = []
+        self._planning: ClusterPlanning | None = None
+        self._watching: Watching | None = None
+
+    def close(self) -> None:
+        if self._planning is not None:
+            self._planning.keep(self._settings)
+        self.boards.stop(self.epoch, STOP_S)
+        self.boards.close()
+
+    # --- the beginning
+
+    def greet(self) -> None:
+        """Greet all boards and have those that are there start up; who is not there is left out."""
+        for name in self.boards.linked:
+            self._supply.say(f"greeting board {name}")
+            try:
+                self.boards.greet(name)
+                self.boards.start([name], self._settings["boards"]["stage"], self.epoch)
+            except LostBoard as error:
+                self._gone(error)
+
+    def begin(self, opened: Opened, base: int, wish: int) -> None:
+        """The head's model is there: share its layers, and describe what is left for this board."""
+        from hermes_mp.models.sharing import share
+
+        assert opened.chain is not None
+        self._opened, self._base, self._wish = opened, base, wish
+        self._sharing = share(opened.model, opened.chain, self, HERE)
+        self._begin_planning(opened)
+        self._divide_somehow()
+
+    def _begin_planning(self, opened: Opened) -> None:
+        from hermes_mp.models.binding import _arguments, _extent
+
+        assert opened.chain is not None
+        head = head_facts(
+            self._settings, find_checkpoint(opened.directory), opened.traced, opened.made, opened.chain, self._base
+        )
+        self._planning = ClusterPlanning(self.boards, head, HERE, self._supply.say, self._note, self._link.send)
+        watching = self._watching = Watching(self.boards, self._planning, lambda: self._supply.stalled_ns)
+
+        def began(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            watching.began(_extent(_arguments(module, args, kwargs))[1])
+
+        opened.model.register_forward_pre_hook(began, with_kwargs=True)
+
+    def _divide(self) -> None:
+        """Say who runs what from now on, and wait until all can. Raises LostBoard, and BudgetTooSmall of this board."""
+        from hermes_mp.models.units import units_of
+
+        opened, sharing = self._opened, self._sharing
+        assert opened is not None
+        assert opened.chain is not None
+        assert sharing is not None
+        assert self._planning is not None
+        assert self._watching is not None
+        self.epoch += 1
+        layers = opened.chain.layers
+        self.boards.await_opened()
+        choice = self._planning.choose(self._split)
+        self._watching.reset(divided=True)
+        self._stretches = choice.stretches
+        own = {name: of_board(self._stretches, name) for name in self.boards.there}
+        used = {name: ranges for name, ranges in own.items() if ranges}
+        self.boards.assign(self.epoch, used, choice.windows)
+        sharing.assign(self._stretches)
+        far = [layer for one in self._stretches if one.board != HERE for layer in range(one.first, one.last)]
+        apart = {unit for layer in far for unit in units_of(opened.made.division, layers[layer])}
+        opened.footprint = opened.made.footprint.without(opened.traced.kv_nbytes(far), logits=True)
+        self._supply.assign([unit for unit in range(len(opened.made.division.list.units)) if unit not in apart])
+        self._supply.describe(self._base, opened.footprint.reserve_nbytes, self._wish, self._run_plan(choice))
+        self.boards.await_ready(self.epoch, used)
+
+    def _run_plan(self, choice: Choice) -> RunPlan:
+        assert self._opened is not None
+        assert self._planning is not None
+        return choice.run_plan(self._opened.plan, HERE, self._planning.source)
+
+    # --- requests
+
+    def answer(self, number: int, answer: Callable[[], None]) -> None:
+        """Answer a request; where a board is lost in it, or has come back before it, have the daemon ask once more."""
+        # Once for a request: a board that fails each time would have it repeated for ever.
+        back = [] if number == self._repeated else self._rejoin()
+        if back:
+            self._again(number, f"board {', '.join(back)} is there again and joins")
+            return
+        assert self._planning is not None
+        assert self._watching is not None
+        if self._planning.change:
+            self._again(number, "a board was found slow; the layers are dealt anew")
+            return
+        self._watching.reset()
+        self._is_again = number == self._repeated  # once is enough: load may move between boards for ever
+        try:
+            answer()
+        except LostBoard as error:
+            self._gone(error)
+            self._again(number, "the request is repeated without it")
+        except StageForgotten as error:
+            self._again(number, f"{error}; the request is repeated")
+
+    def _again(self, number: int, why: str) -> None:
+        self._repeated = number
+        self._link.send(RequestRepeated(number, clip(why, 1000)))
+        self._divide_somehow()
+
+    def _divide_somehow(self) -> None:
+        while True:
+            try:
+                self._divide()
+                return
+            except LostBoard as error:
+                self._gone(error)
+            except StageForgotten as error:
+                self._note(str(error))
+
+    def _rejoin(self) -> list[str]:
+        """Lost boards that are there again take part from this request on."""
+        back = []
+        for name, one in self.boards.linked.items():
+            if one.link is not None or one.refuses:
+                continue
+            try:
+                self.boards.greet(name, REJOIN_S)
+                self.boards.start([name], self._settings["boards"]["stage"], self.epoch)
+                self._link.send(BoardGone(name, ""))
+                back.append(name)
+            except HermesError:
+                continue
+        return back
+
+    # --- layers of other boards (models.sharing.Far)
+
+    def run(self, board: str, hop: Hop) -> torch.Tensor:
+        import torch
+
+        from hermes_mp.models.binding import byte_view
+        from hermes_mp.models.layer_calls import spec_of
+
+        if self._planning is not None and self._planning.change == "now" and not self._is_again:
+            raise StageForgotten(board, "slow; its layers are dealt anew")
+        tensors = [one.contiguous() for one in (*hop.tensors, hop.states)]
+        specs = [spec_of(one) for one in tensors]
+        ask = RunLayers(
+            self.epoch, hop.number, hop.index, hop.last, hop.past, hop.rows, hop.calls, tuple(specs[:-1]), specs[-1]
+        )
+        given: list[torch.Tensor] = []
+
+        def room(spec: TensorSpec) -> memoryview:
+            given.append(torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)))
+            return byte_view(given[0])
+
+        answer: LayersRun = self.boards.run(board, ask, [byte_view(one) for one in tensors], room)
+        assert answer.states == spec_of(given[0])
+        return given[0]
+
+    def look(self) -> None:
+        self.boards.look()
+
+    def tell(self) -> None:
+        """An answer is there: the report shall know what all boards have taken."""
+        if self._watching is not None:
+            self._watching.tell(self.epoch)
+
+    def _gone(self, error: LostBoard) -> None:
+        self._link.send(BoardGone(error.board, clip(str(error), 1000)))
+
+    def _note(self, text: str) -> None:
+        self._link.send(Note(clip(text, 1000)))

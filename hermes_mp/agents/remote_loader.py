@@ -1,0 +1,237 @@
+"""A loader whose bytes come from another board: orders come by the daemon's link, parts of units by the lender's.
+
+To the daemon it is a loader as any other (`core.loading` is the mind of both). It knows no model and no tensor, and
+imports as little as `agents.loader`. Where the lender is lost it says so and ends: the daemon starts another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from hermes_mp.agents.borrowed import Lender
+from hermes_mp.agents.lenders import greet, said_by
+from hermes_mp.agents.loader_arguments import LoaderArguments, RemoteArguments
+from hermes_mp.board_messages import GrantCredit, LendFailed, LendUnit, Refused, UnitLent, UnitPart
+from hermes_mp.core import loading
+from hermes_mp.core.borrowing import WINDOW_NBYTES, Borrowing
+from hermes_mp.core.loading import LoadBroken, Loading, LoadRead
+from hermes_mp.errors import (
+    BadMessage,
+    BoardLost,
+    BoardUnknown,
+    DaemonLost,
+    HermesError,
+    InvariantBroken,
+    ModelNotFound,
+    ModelsDiffer,
+    NotAllowed,
+    ProtocolsDiffer,
+    SystemCallFailed,
+    UnsafeAddress,
+    refused,
+)
+from hermes_mp.host.arena import Arena
+from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
+from hermes_mp.host.lan import LanLink
+from hermes_mp.host.progress import ProgressBoard
+from hermes_mp.host.rundir import remove_path
+from hermes_mp.host.scheduling import take_short_turns
+from hermes_mp.host.wire import Link, Peer, Poller
+from hermes_mp.messages import NOT_CHECKED, Epoch, LoaderFailed, LoaderNo, LoaderStarted, LoadUnit, ToLoader, clip
+
+RETRY_S = 2.0  # for a board that is not there (yet, or again); six incarnations wait so long before it is given up
+AGAIN_S = 0.2
+TURN_S = 0.5  # the longest wait, so that a lost lender is noticed
+FOR_GOOD = (NotAllowed, ModelsDiffer, ModelNotFound, ProtocolsDiffer, BoardUnknown, UnsafeAddress)  # as its successor
+
+
+@dataclass
+class _Load:
+    """One on its way; `slowest_ns` is the longest that a part of it was waited for."""
+
+    order: LoadUnit
+    started_ns: int = 0
+    slowest_ns: int = 0
+    checksum: int = 0
+
+
+class RemoteLoader:
+    """Performs the actions of its mind by the lender's link."""
+
+    def __init__(self, arguments: RemoteArguments, link: Link[ToLoader], lan: LanLink) -> None:
+        own = arguments.loader
+        self._number = LoaderNo(own.loader)
+        self._board = arguments.lender.name
+        self._link, self._lan = link, lan
+        self._arena = Arena.attach(own.arena_fd)
+        self._progress = ProgressBoard.attach(own.progress_fd)
+        self._mind = Loading(self._number, Epoch(own.epoch), self._arena.nbytes)
+        self._borrowing = Borrowing()
+        self._loads: dict[int, _Load] = {}
+        self._heard_ns = 0
+        self._death_fd = own.death_fd
+        lan.send(GrantCredit(WINDOW_NBYTES))
+
+    def run(self) -> None:
+        """Work until told to stop; raises DaemonLost when there is nobody left to tell, BoardLost."""
+        poller = Poller()
+        for key in (self._link, self._lan, self._death_fd):
+            poller.watch(key)
+        while True:
+            ready = poller.wait(TURN_S)
+            while (order := self._link.receive(0)) is not None:
+                if not self._handle(order):
+                    return
+            if ready == {self._death_fd}:
+                raise DaemonLost("the daemon is gone")
+            while (message := self._lan.receive(0)) is not None:
+                if not self._told(message):
+                    return
+
+    # --- the daemon
+
+    def _handle(self, event: loading.Event) -> bool:
+        """Whether to go on."""
+        actions = deque(self._mind.handle(event, time.monotonic_ns()))
+        while actions:
+            action = actions.popleft()
+            if isinstance(action, loading.Read):
+                load = action.load
+                self._loads[load.ticket] = _Load(load)
+                self._borrowing.order(load.ticket, load.ranges)
+                self._lan.send(LendUnit(load.ticket, load.ranges))
+            elif isinstance(action, loading.Send):
+                self._link.send(action.message)
+            elif isinstance(action, loading.Exit):
+                return False
+        return True  # nothing is opened here: the lender has the files
+
+    # --- the lender
+
+    def _told(self, message: object) -> bool:
+        """Whether to go on."""
+        if isinstance(message, UnitPart):
+            self._take(message)
+            return True
+        if isinstance(message, UnitLent):
+            self._borrowing.complete(message)
+            load = self._loads.pop(message.order)
+            checksum = load.checksum if load.order.checked else NOT_CHECKED
+            started_ns = load.started_ns or time.monotonic_ns()
+            self._grant()
+            return self._handle(LoadRead(load.order.ticket, True, started_ns, load.slowest_ns, checksum))
+        if isinstance(message, LendFailed) and self._borrowing.failed(message.order):
+            load = self._loads.pop(message.order)
+            self._grant()
+            text = clip(f"board {self._board}: {message.text}")
+            return self._handle(LoadBroken(load.order.ticket, message.exit_code, text))
+        if isinstance(message, Refused):
+            raise said_by(self._board, message.exit_code, message.text)
+        raise BadMessage(f"board {self._board} says {type(message).__name__}, and was not asked for it")
+
+    def _take(self, part: UnitPart) -> None:
+        """Straight into the slot."""
+        at = self._borrowing.place(part)
+        load = self._loads[part.order]
+        with self._arena.view(load.order.base + at, part.nbytes) as place:
+            self._lan.payload_into(place)
+            if load.order.checked:
+                load.checksum = zlib.crc32(place, load.checksum)
+        now_ns = time.monotonic_ns()
+        if load.started_ns:
+            load.slowest_ns = max(load.slowest_ns, now_ns - self._heard_ns)
+        else:
+            load.started_ns = now_ns
+        self._heard_ns = now_ns
+        self._progress.bump(self._number)
+        self._grant()
+
+    def _grant(self) -> None:
+        nbytes = self._borrowing.grant()
+        if nbytes:
+            self._lan.send(GrantCredit(nbytes))
+
+
+def main(words: list[str]) -> int:
+    """The process; its exit code."""
+    arguments = RemoteArguments.from_words(words)
+    own = arguments.loader
+    watch = DeathWatch(own.parent_pid, own.death_fd)
+    ignore_interrupts()
+    take_short_turns()
+    try:
+        watch.die_with_parent(lambda: remove_path(Path(own.run_dir)))
+        return _serve(arguments, watch)
+    except (OSError, SystemCallFailed) as error:  # that may pass: the daemon sees it from our pidfd, and replaces us
+        failure = refused(error)
+        print(f"loader {own.loader} ({arguments.lender.name}): {failure}", file=sys.stderr)
+        return failure.exit_code
+
+
+def _serve(arguments: RemoteArguments, watch: DeathWatch) -> int:
+    own = arguments.loader
+    number, epoch = LoaderNo(own.loader), Epoch(own.epoch)
+    with contextlib.ExitStack() as stack:
+        try:
+            link: Link[ToLoader] = Link(own.endpoint, Peer("loader", number, epoch), ToLoader, own.death_fd, None)
+            stack.callback(link.close, True)
+            _name(own, arguments.lender)
+            lan = _reach(arguments)
+            stack.callback(lan.close)
+            loader = RemoteLoader(arguments, link, lan)
+            link.send(LoaderStarted(number, epoch, os.getpid()))
+            loader.run()
+        except DaemonLost as error:
+            if watch.parent_is_gone():
+                remove_path(Path(own.run_dir))
+                return 0
+            return error.exit_code  # a daemon that answers nobody; it will see this from our pidfd
+        except (OSError, SystemCallFailed):
+            raise
+        except FOR_GOOD as error:  # its successor would fail as well
+            with contextlib.suppress(DaemonLost):
+                link.send(LoaderFailed(number, epoch, error.exit_code, clip(str(error))))
+            return error.exit_code
+        except Exception as error:  # the one broad except: whatever it is, the daemon hears of it, and replaces us
+            code = error.exit_code if isinstance(error, HermesError) else InvariantBroken.exit_code
+            if code == InvariantBroken.exit_code:
+                import traceback
+
+                traceback.print_exc()
+            print(clip(str(error) or type(error).__name__), file=sys.stderr)
+            return code
+    return 0
+
+
+def _name(own: LoaderArguments, lender: Lender) -> None:
+    import setproctitle
+
+    setproctitle.setproctitle(f"hermes: loader {own.loader} ({lender.name})")
+
+
+def _reach(arguments: RemoteArguments) -> LanLink:
+    """The lender's link; tried again for a while, as a board that was lost may come back."""
+    until_s = time.monotonic() + RETRY_S
+    while True:
+        try:
+            left_s = max(AGAIN_S, until_s - time.monotonic())
+            death_fd = arguments.loader.death_fd
+            return greet(arguments.lender, arguments.model, arguments.fingerprint, left_s, death_fd)[0]
+        except BoardLost:
+            if time.monotonic() + AGAIN_S >= until_s:
+                raise
+        _rest(arguments.loader.death_fd)
+
+
+def _rest(death_fd: int) -> None:
+    poller = Poller()
+    poller.watch(death_fd)
+    if poller.wait(AGAIN_S):
+        raise DaemonLost("the daemon is gone")
