@@ -21,7 +21,7 @@ FOLDERS = {
     "hermes_mp/bench": "hermes-bench: modes, disks and peers side by side",
     "hermes_mp/cli": "the commands",
     "benchmarks": "scripts that print the figures above",
-    "cluster": "what a board needs",
+    "cluster": "what a board needs; a test bed: boards on one machine",
     "docs": "the JSON of --json, the exit codes, hermes-bench",
     "launch": "ready runs, one TOML each",
     "tests": "one folder per part; faults/ kills real processes, slow/ runs real sizes",

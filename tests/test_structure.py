@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hermes_mp"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_DOCSTRING_LINES = 8
-LONG_DOCSTRINGS = {"messages.py", "errors.py"}  # the protocol, the tree of errors
+LONG_DOCSTRINGS = {"messages.py", "board_messages.py", "errors.py"}  # the protocol, the tree of errors
 
 # What the files of a part may import of the package. The parts are its folders; `base` is ids, messages, config and
 # errors; `top` is __init__.py and api.py, what the user's program imports.
@@ -30,7 +30,7 @@ MAY_IMPORT = {
 }
 # Facilities that exactly these files may touch; a trailing * is any ending.
 ONLY_IN = {
-    "zmq": {"host/wire.py"},
+    "zmq": {"host/wire.py", "host/lan.py", "host/lan_frames.py", "host/lan_link.py"},
     "msgpack": {"host/codec.py"},
     "torch": {"models/*", "agents/compute*", "api.py", "bench/worker.py", "bench/make_model.py"},
     "transformers": {"models/*", "agents/compute*", "api.py", "bench/worker.py", "bench/make_model.py"},
@@ -40,16 +40,16 @@ ONLY_IN = {
     "numpy": {"models/*", "agents/compute*"},
     "huggingface_hub": {"host/hub.py"},
     "ctypes": {
-        "host/arena.py", "host/code_pages.py", "host/deathwatch.py", "host/malloc.py", "host/scheduling.py",
-        "models/*", "bench/worker.py",
+        "host/arena.py", "host/code_pages.py", "host/deathwatch.py", "host/gate.py", "host/malloc.py",
+        "host/scheduling.py", "models/*", "bench/worker.py",
     },
     "multiprocessing": set(),
     "pickle": set(),
 }
 # core is pure: what of the standard library computes, and nothing that sees a clock, a file, a process or chance.
 PURE = {
-    "__future__", "abc", "bisect", "collections", "copy", "dataclasses", "enum", "functools", "hashlib", "heapq",
-    "itertools", "json", "math", "operator", "re", "struct", "types", "typing",
+    "__future__", "abc", "base64", "bisect", "collections", "copy", "dataclasses", "enum", "functools", "hashlib",
+    "heapq", "itertools", "json", "math", "operator", "re", "struct", "types", "typing",
 }  # fmt: skip
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint"}
 
@@ -63,6 +63,8 @@ EXECUTING_METHODS = (
 # What a process of an agent may load beyond the standard library, and what of that it must not.
 AGENT_PACKAGES = {
     "hermes_mp.agents.loader": {"hermes_mp", "zmq", "msgpack"},
+    "hermes_mp.agents.remote_loader": {"hermes_mp", "zmq", "msgpack"},
+    "hermes_mp.agents.lending": {"hermes_mp", "zmq", "msgpack"},
     "hermes_mp.agents.daemon": {"hermes_mp", "zmq", "msgpack"},
 }
 HEAVY = {
@@ -74,7 +76,7 @@ HEAVY = {
 def part_of(module: str) -> str:
     """'hermes_mp.core.slots' -> 'core'."""
     name = module.split(".")[1] if "." in module else "__init__"
-    if name in ("ids", "messages", "config", "errors"):
+    if name in ("ids", "messages", "board_messages", "config", "errors"):
         return "base"
     return name if name in MAY_IMPORT else "top"
 

@@ -48,7 +48,7 @@ class Ground(Draws):
         super().__init__(name, folder, seed)
         self._model = model
         whole = launch(folder / f"{name}-golden", *self.words(1), stdin="".join(f"{one}\n" for one in PROMPTS))
-        self.answers = dict(zip(PROMPTS, whole.out.splitlines(), strict=True))
+        self.answers = dict(zip(PROMPTS, whole.out.split("\n")[:-1], strict=True))
 
     def words(self, loaders: int) -> tuple[object, ...]:
         """A run that samples, and reads all units in every pass."""

@@ -19,11 +19,11 @@ PROMISES_16 = (0xDA, 0xC5, 0xC8, 0xDC, 0xDE)
 NESTS = (b"\x91", b"\x92\xa1a", b"\x81\xa1a", b"\xdc\x00\x01", b"\xdd\x00\x00\x00\x01", b"\xde\x00\x01\xa1a")
 
 
-def frame(chance: Random) -> tuple[str, bytes, str]:
+def frame(chance: Random, unions: dict[str, Any] = UNIONS) -> tuple[str, bytes, str]:
     """(how it was made, the frame, for whom)."""
-    union = chance.choice(list(UNIONS))
+    union = chance.choice(list(unions))
     make = chance.choice(MADE)
-    return make.__name__.strip("_"), make(chance, UNIONS[union])[: 2 * MAX_FRAME_NBYTES], union
+    return make.__name__.strip("_"), make(chance, unions[union])[: 2 * MAX_FRAME_NBYTES], union
 
 
 def sound(chance: Random, union: Any) -> bytes:

@@ -21,10 +21,14 @@ from pathlib import Path
 import pytest
 from launching import DEADLINE_S, Ended, Launch, launch
 from local_hub import local_hub
+from serving import Serving
 from test_launch_refusals import MODELS, OPTIONS
 
 from hermes_mp import errors
+from hermes_mp.board_messages import Hello, Welcome
 from hermes_mp.errors import HermesError, by_exit_code
+from hermes_mp.host.lan import LanHub, new_keys
+from hermes_mp.host.pairings import Identity, PairedBoard, Store
 
 PROMPT = ("--prompt", "the ship", "--max-new-tokens", 60)
 LAUNCH = f"exec '{sys.executable}' -m hermes_mp.cli.launch"
@@ -175,6 +179,112 @@ def answer_differs(stage: Stage) -> Ended:
         return run.ended()
 
 
+def shared(stage: Stage, address: str, model: str = "gpt2", **words: object) -> Ended:
+    """A run that is to be shared with the board at this address of loopback."""
+    stage.folder.mkdir(exist_ok=True)
+    (stage.folder / "boards.toml").write_text(f'[shelf]\naddress = "{address}"\n')
+    return launch(stage.home, "--model", stage.models / model, *PROMPT, "--boards", stage.folder / "boards.toml")
+
+
+def board_unknown(stage: Stage) -> Ended:
+    env = {"XDG_CONFIG_HOME": str(stage.folder / "config")}
+    return launch(stage.home, "--model", stage.models / "gpt2", *PROMPT, "--board", "shelf", env=env)
+
+
+def models_differ(stage: Stage) -> Ended:
+    """The board's model of that name has other weights."""
+    theirs = stage.copy("gpt2")
+    with open(theirs / "model.safetensors", "r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\1\2\3\4")
+    with Serving(stage.folder / "boards", stage.folder, 1) as boards:
+        return launch(stage.home, "--model", stage.models / "gpt2", *PROMPT, "--boards", boards.file)
+
+
+def unsafe_address(stage: Stage) -> Ended:
+    return shared(stage, "192.0.2.1:7946")
+
+
+def token_refused(stage: Stage) -> Ended:
+    return stage.run(sys.executable, "-m", "hermes_mp.cli.board", "join", "hermes1-nonsense")
+
+
+def cannot_be_cut(stage: Stage) -> Ended:
+    """Layers that are one and the same; the board is not even there."""
+    import transformers
+
+    sizes = {"embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    model = stage.folder / "albert"
+    config = transformers.AlbertConfig(intermediate_size=64, vocab_size=401, **sizes)
+    transformers.AlbertModel(config).save_pretrained(model)
+    (stage.folder / "boards.toml").write_text('[shelf]\naddress = "127.0.0.1:9"\n')
+    words = ("--token-ids", "5,6", "--boards", stage.folder / "boards.toml")
+    return launch(stage.home, "--model", model, *words)
+
+
+def board_lost(stage: Stage) -> Ended:
+    """What is left cannot hold the model."""
+    with Serving(stage.folder / "boards", stage.models, 1) as boards:
+        words = ("--boards", boards.file, "--split", "head:1,b1:7", "--context", 64, "--batch", 100, "--loaders", 1)
+        with Launch(stage.home, "--model", stage.models / "big", *PROMPT, "--memory", "680MiB", *words) as run:
+            run.wait_for(lambda run: len(run.out) > 3)
+            boards.kill("b1")
+            return run.ended()
+
+
+def at_a_board(stage: Stage, answer: Callable[[Hello], object]) -> Ended:
+    """Of a board that answers like this to who greets it."""
+    import threading
+
+    done = threading.Event()
+    with contextlib.closing(LanHub("127.0.0.1:0", None, lambda key: None)) as hub:
+
+        def serve() -> None:
+            while not done.wait(0.02):
+                while (found := hub.receive()) is not None:
+                    if isinstance(found[1], Hello):
+                        hub.send(found[0], answer(found[1]))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            return shared(stage, hub.address)
+        finally:
+            done.set()
+            thread.join()
+
+
+def protocols_differ(stage: Stage) -> Ended:
+    return at_a_board(stage, lambda hello: Welcome(hello.protocol + 1, "9.9", "shelf", hello.fingerprint, "{}"))
+
+
+def not_allowed(stage: Stage) -> Ended:
+    """The board has revoked us."""
+    ours = Store(stage.folder / "config" / "hermes-mp")
+    ours.keep_identity(Identity("desk", "", new_keys()))
+    theirs = new_keys()
+    import threading
+
+    done = threading.Event()
+    with contextlib.closing(LanHub("127.0.0.1:0", theirs, lambda key: None)) as hub:
+
+        def serve() -> None:
+            while not done.wait(0.02):
+                while hub.receive() is not None:
+                    pass
+
+        with ours.change(0) as pairings:
+            pairings.boards["shelf"] = PairedBoard(hub.address, theirs.public)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            env = {"XDG_CONFIG_HOME": str(stage.folder / "config")}
+            return launch(stage.home, "--model", stage.models / "gpt2", *PROMPT, "--board", "shelf", env=env)
+        finally:
+            done.set()
+            thread.join()
+
+
 def needs_all_weights(stage: Stage) -> Ended:
     return stage.program("model.lm_head.weight.clone()")
 
@@ -199,6 +309,14 @@ FAULTS: dict[type[HermesError], tuple[Callable[[Stage], Ended], str]] = {
     errors.ComputeLost: (compute_lost, r"compute \(epoch 1\) has done nothing for 2 s: it is stopped; run it again"),
     errors.LoadersLost: (loaders_lost, r"loader [01] was the last one: it died 6 times within 30 s"),
     errors.AnswerDiffers: (answer_differs, r"its answer goes another way at character [0-9]+; run it again"),
+    errors.BoardUnknown: (board_unknown, r"no board called 'shelf' is paired with this one; pair it: run hermes"),
+    errors.ModelsDiffer: (models_differ, r"board b1: gpt2 is [0-9a-f]{12} on the head and [0-9a-f]{12} on "),
+    errors.UnsafeAddress: (unsafe_address, r"192\.0\.2\.1:7946 is not on loopback, .*; pair it"),
+    errors.TokenRefused: (token_refused, r"hermes-board: this join token is mistyped, or a part of it is"),
+    errors.CannotBeCut: (cannot_be_cut, r"AlbertModel has no list of layers in which each runs once.*; run it on one"),
+    errors.BoardLost: (board_lost, r"board b1 \(127\.0\.0\.1:\d+\) is gone; without it --memory 680 MiB"),
+    errors.ProtocolsDiffer: (protocols_differ, r"board shelf speaks version 2 of our protocol \(hermes-mp 9\.9\)"),
+    errors.NotAllowed: (not_allowed, r"board shelf \(127\.0\.0\.1:\d+\) refuses our key; pair again: hermes-board"),
     errors.NeedsAllWeights: (needs_all_weights, r"lm_head\.weight is not in memory.*; load the model with "),
     errors.InvariantBroken: (invariant_broken, r"TypeError: 'NoneType' object is not callable; please report this"),
 }
@@ -220,7 +338,7 @@ def test_one_line_and_an_exit_code(
 ) -> None:
     ended = provoked[error].result()
     assert ended.code == error.exit_code, ended.err
-    lines = [one for one in ended.err.splitlines() if re.match(r"hermes-launch: |program: ", one)]
+    lines = [one for one in ended.err.splitlines() if re.match(r"hermes-launch: |hermes-board: |program: ", one)]
     assert re.search(FAULTS[error][1], lines[-1]), ended.err
     assert sum(bool(re.search(FAULTS[error][1], one)) for one in ended.err.splitlines()) == 1
     assert ("Traceback" in ended.err) == (error is errors.InvariantBroken)

@@ -19,7 +19,7 @@ REPORT_KEYS = {
     "passes", "tokens", "prefills", "first_read_s", "read_nbytes", "read_nbytes_per_pass", "read_nbytes_unused",
     "read_rate_nbytes_per_s", "read_mode", "stall_percent", "memory", "loaders", "loaders_restarted",
     "compute_restarted", "slots", "slot_nbytes", "residents", "pages", "forecast_s", "planned_by", "verified",
-    "degraded",
+    "degraded", "remote_loaders", "boards",
 }  # fmt: skip
 MEMORY_KEYS = {
     "budget_nbytes", "peak_nbytes", "peak_by_process", "exact", "auto", "reserve_nbytes", "squeezes", "least_slots",

@@ -102,6 +102,7 @@ def test_every_option_can_be_said_both_ways(tmp_path: Path) -> None:
         "verify": "always", "replay": "fast", "timeout": 9.5, "soft-deadline": 1.5, "hard-deadline": 7.5,
         "prompt": "p", "text": "t", "image": "/i", "token-ids": "1,2", "raw": True,
         "token-embeddings": True, "max-new-tokens": 3, "temperature": 0.5, "top-p": 0.25, "top-k": 9, "seed": 8,
+        "boards": "b.toml", "board": "pi", "split": "head:1", "remote-loader": "nas=2",
         "stop": "s", "json": True, "trace": "/t", "sample-memory": True, "quiet": True, "show-config": True,
     }  # fmt: skip
     assert {one.name.replace("_", "-") for one, _ in options_of(LaunchConfig)} == set(samples)
@@ -237,3 +238,25 @@ def test_loaders_are_a_number_or_auto(words: list[str], loaders: int | None, tmp
     file = tmp_path / "run.toml"
     file.write_text('loaders = "auto"\n')
     assert parse([str(file), *words]).loaders == loaders
+
+
+def test_remote_loaders_by_board(tmp_path: Path) -> None:
+    config = parse(["--remote-loader", "nas=2", "--remote-loader", "pi-1=16"])
+    assert config.remote_loaders == {"nas": 2, "pi-1": 16}
+    file = tmp_path / "run.toml"
+    file.write_text('remote-loader = ["nas=2"]')
+    assert parse([str(file)]).remote_loaders == {"nas": 2}
+    assert LaunchConfig().remote_loaders == {}
+
+
+@pytest.mark.parametrize(
+    "value", ["nas", "nas=", "nas=0", "nas=17", "nas=-1", "nas=1.5", "=2", "-nas=2", "nas=2=3", "a b=1"]
+)
+def test_a_remote_loader_that_is_none(value: str) -> None:
+    with pytest.raises(BadOption, match="--remote-loader takes a paired board and how many loaders"):
+        parse([f"--remote-loader={value}"])
+
+
+def test_a_board_is_named_once() -> None:
+    with pytest.raises(BadOption, match="nas=2"):
+        parse(["--remote-loader", "nas=1", "--remote-loader", "nas=2"])

@@ -268,3 +268,19 @@ def test_compute_that_was_asked_to_leave_or_is_long_gone() -> None:
     assert end(solo, 1, S) is None  # repeated news
     solo.handle(Epoch(2), Happened.STOP_ASKED, S)
     assert end(solo, 2, S) is None
+
+
+def test_loaders_that_were_added_keep_their_numbers_whatever_the_others_do() -> None:
+    """Those that take from other boards."""
+    crew = Crew(2)
+    crew.start()
+    assert crew.add(2) == [Spawn(LoaderNo(2), Epoch(1)), Spawn(LoaderNo(3), Epoch(1))]
+    assert crew.resize(4) == ([Spawn(LoaderNo(4), Epoch(1)), Spawn(LoaderNo(5), Epoch(1))], [])
+    actions, retired = crew.resize(1)
+    assert actions == []
+    assert [number for number, _ in retired] == [1, 4, 5]
+    assert sorted(crew.members) == [0, 2, 3]
+    assert crew.resize(2)[0] == [Spawn(LoaderNo(1), Epoch(2))]
+    crew.resize(0)
+    assert sorted(crew.members) == [2, 3]
+    assert crew.handle(LoaderNo(3), Epoch(1), Happened.EXITED, 0) == [Spawn(LoaderNo(3), Epoch(2))]

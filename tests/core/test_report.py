@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_mp.core.ledger import RECENT, Ledger, _Busy
+from hermes_mp.core.busy import Busy
+from hermes_mp.core.ledger import RECENT, Ledger
 from hermes_mp.core.report import render_report
 from hermes_mp.core.squeeze import Change
 from hermes_mp.messages import Epoch, LoaderNo, PassEnded, PassStarted, RowsRead, Ticket, UnitDone, UnitLoaded
@@ -129,7 +130,7 @@ def test_a_pass_cut_short_counts_for_nothing() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 20)), max_size=60))
 def test_time_under_way_is_the_union_of_the_reads(reads: list[tuple[int, int]]) -> None:
-    busy = _Busy()
+    busy = Busy()
     for start, length in reads:
         busy.add(start, start + length)
     covered = {at for start, length in reads for at in range(start, start + length)}
