@@ -21,7 +21,7 @@ fault: .venv/test
 	$(BIN)/python -m pytest tests/faults
 
 fault-full: .venv/test
-	$(MAKE) -k -j2 $(addprefix fault-,calls kill soak daemon stop end files header wire)
+	$(MAKE) -k -j2 $(addprefix fault-,calls kill soak daemon stop end files header wire lan board-kill link)
 
 fault-%: .venv/test
 	cd tests && ../$(BIN)/python -m campaigns $* --out ../fault-$*.jsonl
