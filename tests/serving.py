@@ -120,6 +120,13 @@ class Serving:
         wanted = [pid for pid, found in self.processes(name).items() if found == f"hermes: {title}"]
         return wanted[0] if wanted else None
 
+    def await_rest(self) -> None:
+        """Until no board runs anything but itself: a head that ends does not wait for what its boards have to end."""
+        until_s = time.monotonic() + DEADLINE_S
+        while busy := {name: found for name in self._runs if len(found := self.processes(name)) > 1}:
+            assert time.monotonic() < until_s, f"still at work: {busy}"
+            time.sleep(0.01)
+
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """The board's own process; of SIGKILL its end is waited for."""
         os.kill(self.pid(name), number)

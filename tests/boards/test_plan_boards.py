@@ -48,6 +48,13 @@ def boards(models: Path, folder: Path) -> Iterator[Serving]:
         yield serving
 
 
+@pytest.fixture(autouse=True)
+def boards_at_rest(boards: Serving) -> Iterator[None]:
+    """What a test has asked of them ends with it."""
+    yield
+    boards.await_rest()
+
+
 def words(models: Path, boards: Serving) -> list[object]:
     return ["--model", models / "big", "--boards", boards.file, "--memory", "700MiB", "--threads", 1]
 
