@@ -74,6 +74,24 @@ def gpt2(
     return directory
 
 
+DECODERS = {
+    "gptj": ("GPTJ", {"n_embd": 64, "n_layer": 8, "n_head": 4, "n_positions": 64, "rotary_dim": 8}),
+    "llama": ("Llama", {}),
+    "qwen3": ("Qwen3", {"head_dim": 24}),
+}
+
+
+def decoder(directory: Path, name: str) -> Path:
+    """One of DECODERS, of eight layers, 64 positions and no tokenizer; it says something else with every token."""
+    kind, settings = DECODERS[name]
+    sizes = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": None, "tie_word_embeddings": False}
+    if name != "gptj":
+        sizes |= {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4}
+        sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = getattr(transformers, f"{kind}Config")(initializer_range=0.3, **sizes | settings)
+    return save(f"{kind}ForCausalLM", config, directory)
+
+
 def vit(directory: Path) -> Path:
     """A ViT that knows seven animals."""
     config = transformers.ViTConfig(
