@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from hermes_mp.core.budget import DAEMON_NBYTES, LOADER_NBYTES, MARGIN_NBYTES
+from hermes_mp.core.busy import Reading
 from hermes_mp.core.cluster_facts import Told
 from hermes_mp.core.layer_costs import Learning
 from hermes_mp.core.loading import READERS
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 QUICK_S, QUICK_NBYTES = 0.5, 32 << 20  # of reading, once per device
 LEAST_READ_NBYTES = 256 << 20  # by a run, that says more than the try
+GROWS_NBYTES = 1 << 20  # the daemon, until the slots are divided: without it there would be one slot less at times
 
 
 class StageCosts:
@@ -101,10 +103,10 @@ def stage_told(daemon: Daemon, message: StageMeasured) -> str:
     if daemon.settings.memory == "auto":
         own_nbytes, file_nbytes = daemon.accounting.held(needs)
         budget = max(0, daemon.adapting.spare(own_nbytes + daemon.arena.allocated_nbytes(), file_nbytes).nbytes)
-    beside = needs.daemon + needs.loaders + needs.compute + MARGIN_NBYTES + facts["rounding_nbytes"]
+    beside = needs.daemon + needs.loaders + needs.compute + MARGIN_NBYTES + facts["rounding_nbytes"] + GROWS_NBYTES
     told = Told(
         budget, beside, facts["reserve_nbytes"], loaders, daemon.settings.options.get("disk"), facts["layer_s"],
-        facts["prefill_s_per_token"], idle_nbytes=idle_nbytes(loaders), source=facts["source"],
+        facts["prefill_s_per_token"], idle_nbytes=idle_nbytes(loaders) + GROWS_NBYTES, source=facts["source"],
     )  # fmt: skip
     return json.dumps(told.to_json())
 
@@ -144,11 +146,12 @@ def disk_rate(checkpoint: Checkpoint, fresh: bool = False) -> float:
     return (known or ASSUMED_DEVICE).best.nbytes_per_s
 
 
-def keep_disk_rate(checkpoint: Checkpoint, nbytes: int, seconds: float, loaders: int) -> None:
-    """What a run has read, in so many seconds of reading: over seconds a disk gives other figures than in a try."""
-    if nbytes < LEAST_READ_NBYTES or seconds <= 0:
+def keep_disk_rate(checkpoint: Checkpoint, reading: Reading, loaders: int) -> None:
+    """What a run has read: over seconds a disk gives other figures than in a try."""
+    rate = reading.lasting_rate()
+    if reading.nbytes < LEAST_READ_NBYTES or rate is None:
         return
     with contextlib.suppress(HermesError, OSError):  # the next run plans with less
         name = diskspeed.device_name(max(checkpoint.files, key=lambda file: file.nbytes).path)
-        seen = DeviceProfile((ReadRate(READERS * loaders, 0, True, nbytes / seconds),))
+        seen = DeviceProfile((ReadRate(READERS * loaders, 0, True, rate),))
         profilecache.remember(profilecache.device_path(f"{name}-run"), seen)

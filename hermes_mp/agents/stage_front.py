@@ -29,7 +29,7 @@ from hermes_mp.board_messages import (
     TensorPart,
 )
 from hermes_mp.core.bundle import Arrival, aligned, parts, place
-from hermes_mp.core.busy import Busy
+from hermes_mp.core.busy import Reading
 from hermes_mp.core.unitlist import UnitList
 from hermes_mp.errors import BadMessage, CallTooLarge, HermesError, OutOfMemory
 from hermes_mp.host.arena import Arena
@@ -88,7 +88,7 @@ class StageFront(SilentFront):
         self._ready = False
         self._outbox: deque[tuple[object, memoryview | None]] = deque()
         self._beat_s = 0.0
-        self._busy, self._read_nbytes = Busy(), 0
+        self._reading = Reading()
 
     @property
     def busy(self) -> bool:
@@ -237,8 +237,7 @@ class StageFront(SilentFront):
         self.peak_nbytes = max(self.peak_nbytes, sum(by_process.values()) + arena_nbytes + self._taken)
 
     def loaded(self, message: UnitLoaded, unit: UnitNo) -> None:
-        self._read_nbytes += message.nbytes
-        self._busy.add(message.started_ns, message.ended_ns)
+        self._reading.add(message.nbytes, message.started_ns, message.ended_ns)
 
     def done(self, message: UnitDone, unit: UnitNo, loaded_by: Any) -> None:
         assert self.daemon is not None
@@ -265,8 +264,7 @@ class StageFront(SilentFront):
     def ended(self, error: HermesError | None) -> StageEnded:
         """The last word."""
         if self.daemon is not None:
-            seconds = self._busy.total_ns() / 1e9
-            keep_disk_rate(self.daemon.settings.checkpoint, self._read_nbytes, seconds, self.daemon.plan.loaders)
+            keep_disk_rate(self.daemon.settings.checkpoint, self._reading, self.daemon.plan.loaders)
         code, text = (0, "") if error is None else (error.exit_code, clip(str(error)))
         return StageEnded(self._epoch, code, text, self.facts())
 

@@ -89,9 +89,8 @@ def _run(
     if trace is not None and trace.failure:
         console.note(trace.failure)
     report = ledger.report()
-    if settings.boards is not None and report.read_rate_nbytes_per_s:
-        seconds = report.read_nbytes / report.read_rate_nbytes_per_s
-        keep_disk_rate(checkpoint, report.read_nbytes, seconds, ledger.loaders)
+    if settings.boards is not None:
+        keep_disk_rate(checkpoint, ledger.reading, ledger.loaders)
     console.report(report)
     return front.exit_code
 

@@ -1,8 +1,11 @@
-"""How long at least one of many reads was under way, however they overlap. It knows no clock."""
+"""How long at least one of many reads was under way, however they overlap, and how fast. It knows no clock."""
 
 from __future__ import annotations
 
 OPEN_INTERVALS = 64  # reads overlap only their neighbours: older gaps never close again
+PAUSE_NS = 20_000_000  # a disk that was left alone for longer gives more at first: caches, credit of a rate limit
+FIRST_NS = 200_000_000  # for so long
+LASTING_NBYTES = 64 << 20  # read after that, that say more than all that was read
 
 
 class Busy:
@@ -28,3 +31,35 @@ class Busy:
 
     def total_ns(self) -> int:
         return self._closed_ns + sum(end - start for start, end in self._open)
+
+
+class Reading:
+    """Reads of one disk, in about the order in which they began: bytes, and bytes per second while it reads."""
+
+    def __init__(self) -> None:
+        self.nbytes = self._lasting_nbytes = 0
+        self._busy, self._lasting = Busy(), Busy()
+        self._since_ns = self._until_ns = 0
+
+    def add(self, nbytes: int, started_ns: int, ended_ns: int) -> None:
+        self.nbytes += nbytes
+        self._busy.add(started_ns, ended_ns)
+        if not self._until_ns or started_ns > self._until_ns + PAUSE_NS:
+            self._since_ns = started_ns
+        self._until_ns = max(self._until_ns, ended_ns)
+        if started_ns - self._since_ns >= FIRST_NS:
+            self._lasting_nbytes += nbytes
+            self._lasting.add(started_ns, ended_ns)
+
+    def rate(self) -> float | None:
+        """Of everything; None before there was anything."""
+        return _rate(self.nbytes, self._busy)
+
+    def lasting_rate(self) -> float | None:
+        """What it keeps up; `rate` where it was never read from for long."""
+        return _rate(self._lasting_nbytes, self._lasting) if self._lasting_nbytes >= LASTING_NBYTES else self.rate()
+
+
+def _rate(nbytes: int, busy: Busy) -> float | None:
+    busy_ns = busy.total_ns()
+    return nbytes / (busy_ns / 1e9) if busy_ns else None

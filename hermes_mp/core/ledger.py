@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hermes_mp.core.boards_report import BoardPart
-from hermes_mp.core.busy import Busy
+from hermes_mp.core.busy import Reading
 from hermes_mp.core.report import Memory, Report, Seconds, Verified
 from hermes_mp.core.squeeze import Change
 from hermes_mp.messages import PassEnded, PassStarted, RowsRead, RunPlan, Ticket, UnitDone, UnitLoaded
@@ -44,11 +44,10 @@ class Ledger:
         self.boards: dict[str, BoardPart] = {}
         self._first_read_ns: int | None = None
         self._direct: set[bool] = set()
-        self._read_nbytes = 0
         self._rows_nbytes = 0
         self._unused: dict[Ticket, int] = {}
         self._never_used_nbytes = 0  # of loads that are no longer among them
-        self._busy = Busy()
+        self.reading = Reading()
         self._pass: PassStarted | None = None
         self._pass_stall_ns = 0
         self._pass_read_nbytes = 0
@@ -144,7 +143,6 @@ class Ledger:
 
     def report(self) -> Report:
         """The report so far."""
-        busy_s = self._busy.total_ns() / 1e9
         modes = {frozenset((True,)): "direct", frozenset((False,)): "buffered", frozenset((True, False)): "mixed"}
         per_pass = self._read_per_pass.median()
         return Report(
@@ -152,10 +150,10 @@ class Ledger:
             tokens=self._token_seconds.told(),
             prefills=self._prefill_seconds.told() if self._token_seconds.count else None,
             first_read_s=None if self._first_read_ns is None else (self._first_read_ns - self.started_ns) / 1e9,
-            read_nbytes=self._read_nbytes,
+            read_nbytes=self.reading.nbytes,
             read_nbytes_per_pass=None if per_pass is None else round(per_pass),
             read_nbytes_unused=self._never_used_nbytes + sum(self._unused.values()),
-            read_rate_nbytes_per_s=self._read_nbytes / busy_s if busy_s else None,
+            read_rate_nbytes_per_s=self.reading.rate(),
             read_mode=modes.get(frozenset(self._direct), "none"),
             stall_percent=100 * self._stall_ns / self._pass_ns if self._pass_ns else None,
             memory=Memory(
@@ -178,8 +176,7 @@ class Ledger:
         )
 
     def _read(self, nbytes: int, started_ns: int, ended_ns: int) -> None:
-        self._read_nbytes += nbytes
-        self._busy.add(started_ns, ended_ns)
+        self.reading.add(nbytes, started_ns, ended_ns)
         if self._first_read_ns is None or started_ns < self._first_read_ns:
             self._first_read_ns = started_ns
 

@@ -6,10 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from hermes_mp.core.busy import Busy
 from hermes_mp.core.ledger import RECENT, Ledger
 from hermes_mp.core.report import render_report
 from hermes_mp.core.squeeze import Change
@@ -126,15 +122,6 @@ def test_a_pass_cut_short_counts_for_nothing() -> None:
     a_pass(ledger, 100, 200, 5, done(1, 100, 110, 120))
     report = ledger.report()
     assert (report.stall_percent, report.read_nbytes_per_pass) == (10, 0)
-
-
-@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 20)), max_size=60))
-def test_time_under_way_is_the_union_of_the_reads(reads: list[tuple[int, int]]) -> None:
-    busy = Busy()
-    for start, length in reads:
-        busy.add(start, start + length)
-    covered = {at for start, length in reads for at in range(start, start + length)}
-    assert busy.total_ns() == len(covered)
 
 
 def keys_of(value: Any) -> set[str]:
