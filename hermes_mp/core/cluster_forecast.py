@@ -7,9 +7,11 @@ follows from earlier ones, and a pass is one walk over the units (as `core.forec
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hermes_mp.core.budget import MIN_SLOTS, slot_cost
 from hermes_mp.core.cluster import Cluster, Lending
@@ -18,6 +20,7 @@ from hermes_mp.core.planner import ORDER_S, READ_S, UNIT_S
 from hermes_mp.core.residents import choose_residents
 
 MOST_PASSES = 10
+KEPT = 500  # loads, and passes, that are remembered: all of a search would be tens of megabytes of the head's budget
 AGREE = 0.0005  # passes after which nothing has moved by more, as a share of a pass, are the steady state
 
 # The units of one layer on its board: seconds compute holds each, bytes to read once it is released (None: a resident).
@@ -83,6 +86,7 @@ class Forecaster:
         """A token in the steady state; None where the way fits no budget, or a board has nothing to read from."""
         if way not in self._passes:
             loads = self.loads(way)
+            _make_room(self._passes)
             self._passes[way] = None if loads is None else self._walk(way, loads, tokens=0)
         return self._passes[way]
 
@@ -108,6 +112,7 @@ class Forecaster:
             lendings = tuple(one for one in way.lendings if name in (one.lender, one.receiver))
             key = (board, tuple(own), way.windows[board], lendings, first_tokens)
             if key not in self._loads:
+                _make_room(self._loads)
                 self._loads[key] = self._load(*key)
                 self.steps += 4 * len(own) + 20
             load = self._loads[key]
@@ -266,6 +271,13 @@ class _Readers:
             begins = free[which]
         free[which] = self.last = begins + nbytes * s_per_byte + READ_S
         self.ready.append(self.last)
+
+
+def _make_room(remembered: dict[Any, Any]) -> None:
+    """The older half is forgotten once there are too many: a search goes on from what it has just seen."""
+    if len(remembered) >= KEPT:
+        for key in list(itertools.islice(remembered, KEPT // 2)):
+            del remembered[key]
 
 
 def _reading_s(load: Load | None) -> float:

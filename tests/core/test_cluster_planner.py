@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -266,3 +267,15 @@ def test_facts_that_cannot_be_are_refused(
 ) -> None:  # fmt: skip
     with pytest.raises(error, match=text):
         change(four_boards(8))
+
+
+def test_a_search_takes_little_memory() -> None:
+    """The head plans within its budget; all that a search had seen was 30 MB."""
+    one = cluster(decoder(12, 3 * MIB, kv_nbytes_per_layer=MIB // 4), [board("head", 3), board("pi1", 3)])
+    tracemalloc.start()
+    try:
+        plan(one)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 4 * MIB
