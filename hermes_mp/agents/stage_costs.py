@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from hermes_mp.agents.daemon import Daemon
 
 
-QUICK_S, QUICK_NBYTES = 0.5, 32 << 20  # of reading, once per device
+QUICK_S, QUICK_NBYTES = 1.0, 32 << 20  # of reading, once per device
+CHUNK_NBYTES = 16 << 20  # of a read, about: a profile names one
 LEAST_READ_NBYTES = 256 << 20  # by a run, that says more than the try
 GROWS_NBYTES = 1 << 20  # the daemon, until the slots are divided: without it there would be one slot less at times
 
@@ -153,5 +154,5 @@ def keep_disk_rate(checkpoint: Checkpoint, reading: Reading, loaders: int) -> No
         return
     with contextlib.suppress(HermesError, OSError):  # the next run plans with less
         name = diskspeed.device_name(max(checkpoint.files, key=lambda file: file.nbytes).path)
-        seen = DeviceProfile((ReadRate(READERS * loaders, 0, True, rate),))
+        seen = DeviceProfile((ReadRate(READERS * loaders, CHUNK_NBYTES, True, rate),))
         profilecache.remember(profilecache.device_path(f"{name}-run"), seen)
