@@ -207,7 +207,8 @@ class Board:
         Raises ModelsDiffer where ours of that name is another one.
         """
         other = ""
-        for directory in self._directories() if hello.model else ():
+        named_so = sorted(self._directories() if hello.model else (), key=lambda one: one.name != hello.model)
+        for directory in named_so:  # the likeliest first: what no other head has asked for has to be read
             try:
                 print_, checkpoint = self._known_as(directory)
             except HermesError:
