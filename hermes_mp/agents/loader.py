@@ -7,34 +7,24 @@ ends quietly with its daemon, removing the run directory where the daemon no lon
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import time
 from collections import deque
-from pathlib import Path
+from collections.abc import Callable
 
 from hermes_mp.agents.loader_arguments import LoaderArguments
+from hermes_mp.agents.loader_process import run_loader
 from hermes_mp.core import loading
 from hermes_mp.core.loading import Loading, OpenFailed
 from hermes_mp.errors import (
-    DaemonLost,
-    HermesError,
-    InvariantBroken,
     MachineError,
-    SystemCallFailed,
     UserError,
-    refused,
 )
 from hermes_mp.host.arena import Arena
-from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
 from hermes_mp.host.progress import ProgressBoard
 from hermes_mp.host.readers import OpenedFile, Readers
 from hermes_mp.host.reading import FileReader
-from hermes_mp.host.rundir import remove_path
-from hermes_mp.host.scheduling import take_short_turns
-from hermes_mp.host.wire import Link, Peer
-from hermes_mp.messages import Epoch, LoaderFailed, LoaderNo, LoaderStarted, ToLoader, clip
+from hermes_mp.host.wire import Link
+from hermes_mp.messages import Epoch, LoaderNo, ToLoader
 
 
 class Loader:
@@ -92,52 +82,10 @@ class Loader:
 def main(words: list[str]) -> int:
     """The process; its exit code."""
     arguments = LoaderArguments.from_words(words)
-    watch = DeathWatch(arguments.parent_pid, arguments.death_fd)
-    ignore_interrupts()
-    take_short_turns()
-    try:
-        watch.die_with_parent(lambda: remove_path(Path(arguments.run_dir)))
-        return _serve(arguments, watch)
-    except (OSError, SystemCallFailed) as error:  # that may pass: the daemon sees it from our pidfd, and replaces us
-        failure = refused(error)
-        print(f"loader {arguments.loader}: {failure}", file=sys.stderr)
-        return failure.exit_code
 
+    def work(link: Link[ToLoader], started: Callable[[], None]) -> None:
+        loader = Loader(arguments, link)
+        started()
+        loader.run()
 
-def _serve(arguments: LoaderArguments, watch: DeathWatch) -> int:
-    number, epoch = LoaderNo(arguments.loader), Epoch(arguments.epoch)
-    peer = Peer("loader", arguments.loader, arguments.epoch)
-    started = False
-    with contextlib.ExitStack() as stack:
-        try:
-            # No deadline: before the hub listens a model may have to be downloaded. The death pipe ends the wait.
-            link: Link[ToLoader] = Link(arguments.endpoint, peer, ToLoader, arguments.death_fd, None)
-            stack.callback(link.close, True)
-            loader = Loader(arguments, link)
-            link.send(LoaderStarted(number, epoch, os.getpid()))
-            started = True
-            import setproctitle  # only now, as it costs 4 ms (logging) that the daemon need not wait for
-
-            setproctitle.setproctitle(f"hermes: loader {number}")
-            loader.run()
-        except DaemonLost as error:
-            if watch.parent_is_gone():
-                remove_path(Path(arguments.run_dir))
-                return 0
-            return error.exit_code  # a daemon that answers nobody; it will see this from our pidfd
-        except (OSError, SystemCallFailed):
-            raise
-        except Exception as error:  # the one broad except: whatever it is, the daemon hears of it, and replaces us
-            code = error.exit_code if isinstance(error, HermesError) else InvariantBroken.exit_code
-            if code == InvariantBroken.exit_code:
-                import traceback
-
-                traceback.print_exc()
-            text = clip(f"{type(error).__name__}: {error}")
-            if started:
-                print(f"loader {number}: {text}", file=sys.stderr)
-            else:  # its successor would fail as well
-                with contextlib.suppress(DaemonLost):
-                    link.send(LoaderFailed(number, epoch, code, text))
-            return code
-    return 0
+    return run_loader(arguments, "", work, lambda error, had_started: not had_started)

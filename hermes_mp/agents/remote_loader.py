@@ -6,18 +6,16 @@ imports as little as `agents.loader`. Where the lender is lost it says so and en
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import time
 import zlib
 from collections import deque
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
-from hermes_mp.agents.borrowed import Lender
 from hermes_mp.agents.lenders import greet, said_by
-from hermes_mp.agents.loader_arguments import LoaderArguments, RemoteArguments
+from hermes_mp.agents.loader_arguments import RemoteArguments
+from hermes_mp.agents.loader_process import run_loader
 from hermes_mp.board_messages import GrantCredit, LendFailed, LendUnit, Refused, UnitLent, UnitPart
 from hermes_mp.core import loading
 from hermes_mp.core.borrowing import WINDOW_NBYTES, Borrowing
@@ -27,24 +25,17 @@ from hermes_mp.errors import (
     BoardLost,
     BoardUnknown,
     DaemonLost,
-    HermesError,
-    InvariantBroken,
     ModelNotFound,
     ModelsDiffer,
     NotAllowed,
     ProtocolsDiffer,
-    SystemCallFailed,
     UnsafeAddress,
-    refused,
 )
 from hermes_mp.host.arena import Arena
-from hermes_mp.host.deathwatch import DeathWatch, ignore_interrupts
 from hermes_mp.host.lan import LanLink
 from hermes_mp.host.progress import ProgressBoard
-from hermes_mp.host.rundir import remove_path
-from hermes_mp.host.scheduling import take_short_turns
-from hermes_mp.host.wire import Link, Peer, Poller
-from hermes_mp.messages import NOT_CHECKED, Epoch, LoaderFailed, LoaderNo, LoaderStarted, LoadUnit, ToLoader, clip
+from hermes_mp.host.wire import Link, Poller
+from hermes_mp.messages import NOT_CHECKED, Epoch, LoaderNo, LoadUnit, ToLoader, clip
 
 RETRY_S = 2.0  # for a board that is not there (yet, or again); six incarnations wait so long before it is given up
 AGAIN_S = 0.2
@@ -162,58 +153,14 @@ class RemoteLoader:
 def main(words: list[str]) -> int:
     """The process; its exit code."""
     arguments = RemoteArguments.from_words(words)
-    own = arguments.loader
-    watch = DeathWatch(own.parent_pid, own.death_fd)
-    ignore_interrupts()
-    take_short_turns()
-    try:
-        watch.die_with_parent(lambda: remove_path(Path(own.run_dir)))
-        return _serve(arguments, watch)
-    except (OSError, SystemCallFailed) as error:  # that may pass: the daemon sees it from our pidfd, and replaces us
-        failure = refused(error)
-        print(f"loader {own.loader} ({arguments.lender.name}): {failure}", file=sys.stderr)
-        return failure.exit_code
 
-
-def _serve(arguments: RemoteArguments, watch: DeathWatch) -> int:
-    own = arguments.loader
-    number, epoch = LoaderNo(own.loader), Epoch(own.epoch)
-    with contextlib.ExitStack() as stack:
-        try:
-            link: Link[ToLoader] = Link(own.endpoint, Peer("loader", number, epoch), ToLoader, own.death_fd, None)
-            stack.callback(link.close, True)
-            _name(own, arguments.lender)
-            lan = _reach(arguments)
-            stack.callback(lan.close)
+    def work(link: Link[ToLoader], started: Callable[[], None]) -> None:
+        with closing(_reach(arguments)) as lan:
             loader = RemoteLoader(arguments, link, lan)
-            link.send(LoaderStarted(number, epoch, os.getpid()))
+            started()
             loader.run()
-        except DaemonLost as error:
-            if watch.parent_is_gone():
-                remove_path(Path(own.run_dir))
-                return 0
-            return error.exit_code  # a daemon that answers nobody; it will see this from our pidfd
-        except (OSError, SystemCallFailed):
-            raise
-        except FOR_GOOD as error:  # its successor would fail as well
-            with contextlib.suppress(DaemonLost):
-                link.send(LoaderFailed(number, epoch, error.exit_code, clip(str(error))))
-            return error.exit_code
-        except Exception as error:  # the one broad except: whatever it is, the daemon hears of it, and replaces us
-            code = error.exit_code if isinstance(error, HermesError) else InvariantBroken.exit_code
-            if code == InvariantBroken.exit_code:
-                import traceback
 
-                traceback.print_exc()
-            print(clip(str(error) or type(error).__name__), file=sys.stderr)
-            return code
-    return 0
-
-
-def _name(own: LoaderArguments, lender: Lender) -> None:
-    import setproctitle
-
-    setproctitle.setproctitle(f"hermes: loader {own.loader} ({lender.name})")
+    return run_loader(arguments.loader, arguments.lender.name, work, lambda error, _: isinstance(error, FOR_GOOD))
 
 
 def _reach(arguments: RemoteArguments) -> LanLink:
