@@ -25,6 +25,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--run", type=int, default=None, help="this run of the seed only")
     parser.add_argument("--out", type=Path, default=None, help="one JSON object a line: every fault, every run")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, metavar="FACTOR",
+        help="on a machine that does other things: board-kill and link allow so many times as much time",
+    )  # fmt: skip
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it, and theirs
     kind, full, _ = CAMPAIGNS[options.campaign]
@@ -36,6 +40,7 @@ def main() -> int:
         (folder / "models").mkdir()
         make_models(folder / "models")
         campaign = kind(folder / "models" / "big", folder, options.seed)
+        campaign.patience = options.patience
         count = options.count or full
         records: list[Record] = []
         try:

@@ -148,7 +148,7 @@ class BoardKillCampaign(BedCampaign):
         record["detected_s"] = round(found_s - since_s, 3)
         next_s = talk.next_s(found_s)
         limit_s = LOST_S + (STALL_S if fault.role == "board stopped" else 0)
-        if found_s - since_s > limit_s:
+        if found_s - since_s > limit_s * self.patience:
             took = f"{fault.role} {fault.board} was missed after {found_s - since_s:.1f} s"
             raise Failed(f"{took}: {talk.run.err[-2000:]!r}")
         record["state"] = "starting" if not fault.shown else "answering"
@@ -157,7 +157,7 @@ class BoardKillCampaign(BedCampaign):
             if fault.role == "board" and faults == 1 and fault.shown > 0:
                 record["forecast_s"] = round(self.forecast_s(fault.shown, prompt, fault.left), 3)
                 most_s = record["bound_s"] = round(LOST_S + FORECASTS * record["forecast_s"], 3)
-                if next_s - since_s > most_s:
+                if next_s - since_s > most_s * self.patience:
                     raise Failed(f"the next token came after {next_s - since_s:.1f} s, not {most_s:.1f}: {record}")
         return record
 

@@ -62,6 +62,7 @@ class Campaign:
     """Runs by number, each with its records; what is still there after one is ended by `close`."""
 
     name = ""
+    patience = 1.0  # so many times as long may take what is bounded by time, where a campaign knows of it
 
     def __init__(self, model: Path, folder: Path, seed: int) -> None:
         self._model, self._draws = model, Draws(self.name, folder, seed)

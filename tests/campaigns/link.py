@@ -93,11 +93,11 @@ class LinkCampaign(BedCampaign):
         found_s = talk.found_s(trouble.at_s, trouble.noted, LOSS.format(trouble.board))
         if found_s is None:
             lasted_s = talk.said[-1][0] - since_s
-            if trouble.what in CUTS and min(lasted_s, trouble.seconds or lasted_s) > LOST_S:
+            if trouble.what in CUTS and min(lasted_s, trouble.seconds or lasted_s) > LOST_S * self.patience:
                 raise Failed(f"{record} was not missed: {talk.run.err[-2000:]!r}")
             return {**record, "state": "went on", "answered_s": round(lasted_s, 3)}
         record |= {"state": "left out", "detected_s": round(found_s - since_s, 3)}
-        if trouble.what in CUTS and found_s - since_s > LOST_S:
+        if trouble.what in CUTS and found_s - since_s > LOST_S * self.patience:
             raise Failed(f"{record}: missed too late: {talk.run.err[-2000:]!r}")
         next_s = talk.next_s(found_s)
         if next_s is not None:
@@ -105,7 +105,7 @@ class LinkCampaign(BedCampaign):
             if not early and trouble.shown > 0 and trouble.what in CUTS:
                 record["forecast_s"] = round(self.forecast_s(trouble.shown, prompt, len(self.boards.names) - 1), 3)
                 most_s = record["bound_s"] = round(LOST_S + FORECASTS * record["forecast_s"], 3)
-                if next_s - since_s > most_s:
+                if next_s - since_s > most_s * self.patience:
                     raise Failed(f"the next token came after {next_s - since_s:.1f} s, not {most_s:.1f}: {record}")
         return record
 
@@ -143,7 +143,7 @@ class LinkCampaign(BedCampaign):
                 return
             self._last(talk, trouble)
             found_s = talk.found_s(trouble.at_s, trouble.noted, LOSS.format(board))
-            if found_s is not None and found_s - trouble.at_s > LOST_S:
+            if found_s is not None and found_s - trouble.at_s > LOST_S * self.patience:
                 raise Failed(f"{record}: missed after {found_s - trouble.at_s:.1f} s: {run.err[-2000:]!r}")
             ended = run.ended()
         self.check(ended, [prompt])
@@ -153,11 +153,11 @@ class LinkCampaign(BedCampaign):
     def _ended(self, record: Record, talk: Talk, trouble: Trouble) -> Record:
         """In order, with an error that names the board."""
         run = talk.run
-        while run.is_running and not talk.answered and time.monotonic() - trouble.at_s < ENDS_S:
+        while run.is_running and not talk.answered and time.monotonic() - trouble.at_s < ENDS_S * self.patience:
             run._pump(0.05)
         took_s = time.monotonic() - trouble.at_s
         self.bed.link(trouble.board, "restore")
-        if took_s > ENDS_S:
+        if took_s > ENDS_S * self.patience:
             raise Failed(f"{record} has not ended after {took_s:.1f} s: {run.err[-2000:]!r}")
         ended = run.ended()
         whole = self._ground.answers
