@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 # What libraries keep open for good once they have used it.
 KEPT_OPEN = ("/dev/urandom", "/dev/null", "/dev/pts/", "/dev/tty")
@@ -20,6 +21,10 @@ KEPT_OPEN = ("/dev/urandom", "/dev/null", "/dev/pts/", "/dev/tty")
 for _number, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
     if signal.getsignal(_number) == signal.SIG_IGN:  # under nohup, or in the background of a script: inherited by all
         signal.signal(_number, _handler)
+
+# Machines that do other things are slow now and then: that fails no test.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def _descriptors() -> set[tuple[int, str]]:
