@@ -131,13 +131,15 @@ class Forecaster:
         units = (*before, *(unit for part in parts for unit in part), *after)
         readers = readers_of(self.cluster, board, lendings)
         beside = memory_beside(self.cluster, board, len(layers), lendings)
-        slots = (facts.budget_nbytes - beside) // slot_cost(model.slot_nbytes, len(readers) or 1)
+        # A daemon's slots are as large as its own largest unit: those of a head without layers may be smaller.
+        cost = slot_cost(min(model.slot_nbytes, max(units, default=model.slot_nbytes)), len(readers) or 1)
+        slots = (facts.budget_nbytes - beside) // cost
         if slots < (MIN_SLOTS if units else 0) or (units and not readers):
             return None
         slots = min(slots, len(units))
         window = min(slots, max(window, MIN_SLOTS, len(readers) + 1))
         residents = frozenset[int](choose_residents(units, slots, window))
-        peak = beside + slots * slot_cost(model.slot_nbytes, len(readers) or 1)
+        peak = beside + slots * cost
         if first_tokens:
             window, residents = slots, frozenset()  # residents are read as well, and every slot may be read into
         streamed = [unit for number, unit in enumerate(units) if number not in residents]
