@@ -20,7 +20,7 @@ from hermes_mp.messages import AssignLayers, LayersFailed, LayersRun, Range, Run
 
 PROTOCOL = 1
 MAX_PAYLOAD_NBYTES = 1 << 20
-HEARTBEAT_S, HEARTBEAT_TIMEOUT_S = 1.0, 5.0
+HEARTBEAT_S, HEARTBEAT_TIMEOUT_S = 1.0, 4.0
 
 
 # --- head -> board

@@ -3,7 +3,7 @@
 Nobody unknown is served: each key is asked for at the handshake and again at each message, and an error is a no. No
 wait is without a deadline, no queue without a bound; strangers cost a few KB each, `MAX_STRANGERS` at once.
 It knows frames, keys and who has gone, not what messages mean. A process has one hub, and may have many links.
-Whoever reads nothing for 5 s while its queue is full is taken for dead by the other side: heartbeats queue as well.
+Whoever reads nothing for 4 s while its queue is full is taken for dead by the other side: heartbeats queue as well.
 """
 
 from __future__ import annotations

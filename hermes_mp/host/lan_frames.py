@@ -18,7 +18,7 @@ from hermes_mp.host.wire import limited_socket, milliseconds
 
 QUEUE_LENGTH = 8  # messages per peer and direction: with payloads of 1 MiB, 16 MiB of memory per peer
 CURVE_NBYTES = 64  # that encryption adds to a frame at most; 33 in libzmq 4.3.5
-TIMEOUT_S = HEARTBEAT_TIMEOUT_S - HEARTBEAT_S / 2  # from a heartbeat, which may be 1 s late: 5.5 s at most
+TIMEOUT_S = HEARTBEAT_TIMEOUT_S - HEARTBEAT_S / 2  # from a heartbeat, which may be 1 s late: 4.5 s at most
 HERE = b""  # the first frame of a link: its connection is known by it before it has anything to say
 PAYLOAD_KINDS = get_args(WITH_PAYLOAD)
 LAST_FRAMES_S = 0.02  # ZeroMQ tells the end of a connection microseconds before it hands over what came before it
