@@ -92,7 +92,16 @@ class StageFront(SilentFront):
 
     @property
     def busy(self) -> bool:
+        return self._is_running or self._is_dividing
+
+    @property
+    def _is_running(self) -> bool:
         return self._asked is not None and (self._arrival is None or self._arrival.complete)
+
+    @property
+    def _is_dividing(self) -> bool:
+        """Compute was told its layers, and has not described them."""
+        return self._assigned is not None and not self._ready
 
     @property
     def hurry_s(self) -> float | None:
@@ -153,7 +162,7 @@ class StageFront(SilentFront):
         if self._assigned is None or ask.epoch != self._assigned.epoch:
             self._arrival = None  # its parts are dropped as they come
             return
-        if self.busy:
+        if self._is_running:
             raise BadMessage("layers were asked for while others are being run")
         placed = place([*ask.tensors, ask.states])
         self._asked, self._arrival = ask, Arrival(placed, MAX_PAYLOAD_NBYTES)
@@ -275,7 +284,7 @@ class StageFront(SilentFront):
         now_s = time.monotonic()
         # Before there are layers nobody waits by the second: a head that builds its own model meanwhile reads nothing,
         # and of one whose queue is full both sides think that it is dead (board1 of two was, after 10 s).
-        if (self.busy or (self._assigned is not None and not self._ready)) and now_s >= self._beat_s:
+        if self.busy and now_s >= self._beat_s:
             self._beat_s = now_s + HEARTBEAT_S
             self._say(StillThere(self._waits_for()))
         self._flush()

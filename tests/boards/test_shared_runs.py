@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -111,6 +112,27 @@ def test_a_board_that_stands_still_is_left_out(alone: Ended, models: Path, home:
             ended = run.ended()
     assert ended.code == 0, ended.err
     assert alone.object["answers"][0]["text"] in ended.out
+
+
+def test_a_compute_that_stands_still_while_the_layers_are_dealt_anew(
+    alone: Ended, models: Path, home: Path, tmp_path: Path
+) -> None:
+    """Nothing was asked of it when it was stopped; the next deal of layers waited for it for two minutes."""
+    words = ("--model", models / "big", *LONG[2:], "--timeout", "3", "--split", SPLITS[3][2])
+    with Serving(tmp_path / "boards", models, 2) as boards, Launch(
+        home, *words, "--boards", boards.file, lines=True
+    ) as run:
+        run.write("grey stones\n")
+        run.wait_for(lambda run: run.out.count("\n") >= 1)
+        pid = boards.process("b2", "compute")
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        boards.kill("b1")
+        run.write("the ship sails\n")
+        run.wait_for(lambda run: re.search(r"board b2: compute \(epoch \d+\) has done nothing for 3 s", run.err))
+        run.wait_for(lambda run: alone.object["answers"][0]["text"] in run.out)
+        ended = run.ended()
+    assert ended.code == 0, ended.err
 
 
 def test_a_board_lost_while_another_loss_is_mended(alone: Ended, models: Path, home: Path, tmp_path: Path) -> None:
