@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from hermes_mp.messages import AssignLayers, LayersFailed, LayersRun, Range, RunLayers
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_PAYLOAD_NBYTES = 1 << 20
 HEARTBEAT_S, HEARTBEAT_TIMEOUT_S = 1.0, 4.0
 

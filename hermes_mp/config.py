@@ -14,6 +14,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from hermes_mp.errors import BadOption
+from hermes_mp.messages import MAX_IN_FLIGHT
 
 MAX_SIZE_NBYTES = 2**50
 MOST_FROM_ONE, MOST_LENDERS = 16, 8  # remote loaders of a board, and boards
@@ -295,6 +296,10 @@ class LaunchConfig(StreamConfig):
     token_ids: tuple[int, ...] | None = _option(
         None, IDS, "the input as token ids, for a model without a tokenizer", "5,17,9", _REQUEST
     )
+    in_flight: int = _option(
+        1, _whole(1, MAX_IN_FLIGHT), "answer so many requests at once, with one reading of the weights for all: the "
+        "same answers, each a little later and all much sooner; memory is reserved for each", "N", _REQUEST,
+    )  # fmt: skip
     raw: bool = _option(False, SWITCH, "do not use the tokenizer's chat template", "", _REQUEST)
     token_embeddings: bool = _option(False, SWITCH, "embeddings: also give the vector of every token", "", _REQUEST)
     max_new_tokens: int = _option(64, _whole(1, 2**24), "generate at most this many tokens", "N", _SAMPLING)

@@ -18,6 +18,7 @@ from hermes_mp.ids import Ticket as Ticket
 from hermes_mp.ids import UnitNo as UnitNo
 
 MAX_FRAME_NBYTES = 64 * 1024
+MAX_IN_FLIGHT = 16  # requests at once
 MAX_TEXT_CHARS = 12_000  # of one message: at most 48,000 bytes of UTF-8; longer texts travel in parts
 NOT_CHECKED = 2**32  # in place of a checksum
 MAX_RANGES = 1024  # of one unit: 4 integers of at most 9 bytes each stay well below the frame limit
@@ -239,23 +240,38 @@ class AssignLayers:
 
 
 @dataclass(frozen=True)
-class RunLayers:
-    """Run the stage's stretch number `index`, as part of pass `number`, on `states`.
+class LayerCalls:
+    """What request `member` of those that are in flight gives a stretch; each has caches of its own.
 
-    At the first of a pass the caches are to hold `past` positions and to have `rows` of the rows that they had (empty:
-    as they are). `calls`: a JSON text, what each layer is given beside the states, see `models.layer_calls`; `tensors`
-    are those of it that this pass has not sent yet. They and then the states are the bundle.
+    At the first stretch of a pass these are to hold `past` positions and to have `rows` of the rows that they had
+    (empty: as they are). `calls`: a JSON text, what each layer is given beside the states, see `models.layer_calls`;
+    `tensors` are those of it that this pass has not sent yet.
+    """
+
+    member: int
+    past: int
+    rows: tuple[int, ...]
+    calls: str
+    tensors: tuple[TensorSpec, ...]
+    states: TensorSpec
+
+
+@dataclass(frozen=True)
+class RunLayers:
+    """Run the stage's stretch number `index`, as part of pass `number`, on the states of each part.
+
+    The tensors and then the states of one part after the other are the bundle.
     """
 
     epoch: int
     number: int
     index: int
     last: bool
-    past: int
-    rows: tuple[int, ...]
-    calls: str
-    tensors: tuple[TensorSpec, ...]
-    states: TensorSpec
+    parts: tuple[LayerCalls, ...]
+
+    @property
+    def bundle(self) -> list[TensorSpec]:
+        return [spec for part in self.parts for spec in (*part.tensors, part.states)]
 
 
 @dataclass(frozen=True)
@@ -431,12 +447,15 @@ class RequestAnswered:
 
 @dataclass(frozen=True)
 class LayersRun:
-    """The answer to RunLayers; the states are the bundle. Nanoseconds it took, and of them in wait for units."""
+    """The answer to RunLayers; the states, one for each part, are the bundle.
+
+    Nanoseconds it took, and of them in wait for units.
+    """
 
     epoch: int
     number: int
     index: int
-    states: TensorSpec
+    states: tuple[TensorSpec, ...]
     took_ns: int
     stalled_ns: int
 
@@ -454,7 +473,9 @@ class LayersFailed:
 
 @dataclass(frozen=True)
 class RequestRepeated:
-    """A board was lost, or another has joined: once the units are described anew, ask `request` once more.
+    """A board was lost, or another has joined: once the units are described anew, ask all requests once more.
+
+    `request` is the first of them.
 
     `why` is one line.
     """

@@ -56,7 +56,7 @@ from hermes_mp.host.checkpoint import CONFIG, Checkpoint, find_checkpoint
 from hermes_mp.host.fingerprint import fingerprint
 from hermes_mp.host.lan import LanHub, Left, Visitor
 from hermes_mp.host.wire import Poller
-from hermes_mp.messages import AssignLayers, RunLayers, clip
+from hermes_mp.messages import MAX_IN_FLIGHT, AssignLayers, RunLayers, clip
 
 IDLE_S = 0.4  # the hub wants to be asked twice a second
 OF_A_STAGE = (AssignLayers, RunLayers, TensorPart, AskStage, StopStage)
@@ -316,11 +316,13 @@ class Board:
             told = json.loads(start.settings)
             dtype, context, batch, room = (told[name] for name in ("dtype", "context", "batch", "room"))
             timeout_s, verify, fresh = told["timeout_s"], told["verify"], told.get("fresh") is True
+            in_flight = told["in_flight"]
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise BadMessage("a stage is started with a JSON object of settings") from None
         good = isinstance(dtype, str) and verify in VERIFY
         good = good and all(one is None or (type(one) is int and one > 0) for one in (context, room))
         good = good and type(batch) is int and batch > 0
+        good = good and type(in_flight) is int and 1 <= in_flight <= MAX_IN_FLIGHT
         good = good and (timeout_s is None or (isinstance(timeout_s, int | float) and 0 < timeout_s <= 86400))
         good = good and all(one is None or one < 2**40 for one in (context, batch, room)) and len(dtype) < 20
         if not good:
@@ -332,5 +334,5 @@ class Board:
         return DaemonSettings(
             checkpoint, own.loaders or 1, memory, context, batch, dtype, own.threads,
             {"fresh": fresh, "disk": disk_rate(checkpoint, fresh)}, eager=True, timeout_s=timeout_s, verify=verify,
-            room=room,
+            in_flight=in_flight, room=room,
         )  # fmt: skip

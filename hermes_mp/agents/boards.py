@@ -34,7 +34,7 @@ from hermes_mp.board_messages import (
     TensorPart,
     Welcome,
 )
-from hermes_mp.core.bundle import Arrival, place
+from hermes_mp.core.bundle import Arrival, Placed, place
 from hermes_mp.errors import (
     BadMessage,
     BoardLost,
@@ -55,7 +55,6 @@ from hermes_mp.messages import (
     LayersFailed,
     LayersRun,
     RunLayers,
-    TensorSpec,
 )
 
 SILENCE_S = HEARTBEAT_TIMEOUT_S + 0.5  # of a board that was asked for something, until it counts as lost
@@ -252,16 +251,16 @@ class Boards:
         name: str,
         ask: RunLayers,
         bundle: Sequence[memoryview],
-        room: Callable[[TensorSpec], memoryview],
+        room: Callable[[Sequence[Placed]], memoryview],
     ) -> LayersRun:
-        """Have the board run a stretch; `room` gives memory for the states that come back.
+        """Have the board run a stretch; `room` gives memory for the states that come back, as they are placed.
 
         Raises LostBoard, StageForgotten, or what the board says is wrong with what was asked.
         """
         one = self.linked[name]
         began = time.monotonic_ns()
         self._send(one, ask)
-        placed = place([*ask.tensors, ask.states])
+        placed = place(ask.bundle)
         for where, bytes_ in zip(placed, bundle, strict=True):
             for first in range(0, where.nbytes, MAX_PAYLOAD_NBYTES):
                 part = bytes_[first : first + MAX_PAYLOAD_NBYTES]
@@ -276,10 +275,12 @@ class Boards:
             if issubclass(kind, MachineError | PeerError):
                 raise self._lose(one, text)
             raise revived(answer.exit_code, text)
-        if answer.states != ask.states:  # layers of a chain give what they are given
-            raise self._lose(one, f"board {name} answers with {answer.states.shape} of {answer.states.dtype[:20]}")
-        into = room(answer.states)
-        arrival = Arrival(place([answer.states]), MAX_PAYLOAD_NBYTES)
+        if answer.states != tuple(part.states for part in ask.parts):  # layers of a chain give what they are given
+            told = ", ".join(f"{given.shape} of {given.dtype[:20]}" for given in answer.states[:2])
+            raise self._lose(one, f"board {name} answers with {told}")
+        given = place(answer.states)
+        into = room(given)
+        arrival = Arrival(given, MAX_PAYLOAD_NBYTES)
         while not arrival.complete:
             part_found: TensorPart = self._await(one, (TensorPart,), None)
             try:

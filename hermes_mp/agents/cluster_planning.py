@@ -59,9 +59,9 @@ def head_facts(
         reserve_nbytes=made.footprint.without(kv, logits=True).reserve_nbytes,
         loaders=loaders,
         disk_nbytes_per_s=disk_rate(checkpoint, fresh),
-        layer_s=costs.layer_s(nbytes),
-        prefill_s_per_token=costs.prefill_s_per_token(nbytes),
-        head_s=costs.outside_s(model.head_nbytes + model.before_nbytes),
+        layer_s=costs.layer_s(nbytes) * traced.in_flight,
+        prefill_s_per_token=costs.prefill_s_per_token(nbytes) * traced.in_flight,
+        head_s=costs.outside_s(model.head_nbytes + model.before_nbytes) * traced.in_flight,
         idle_nbytes=idle_nbytes(loaders),
         source=costs.source,
     )

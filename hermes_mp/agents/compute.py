@@ -48,6 +48,7 @@ from hermes_mp.messages import (
 
 if TYPE_CHECKING:
     from hermes_mp.agents.compute_head import Head
+    from hermes_mp.agents.compute_model import Opened
     from hermes_mp.models.tasks.task import Task
 
 IMAGE_NBYTES = 112 << 20  # wished for: to decode a JPEG of 12 megapixels and turn it upright
@@ -146,6 +147,9 @@ class _Compute:
             boards.begin(opened, base, wish)
         else:
             self.supply.describe(base, opened.footprint.reserve_nbytes, wish, opened.plan)
+        if self.settings["in_flight"] > 1:
+            self._run_in_flight(opened, task, boards)
+            return
         while True:
             request = self.supply.next_request()
             if isinstance(request, StopCompute):
@@ -154,16 +158,34 @@ class _Compute:
                 raise InvariantBroken(f"{type(request).__name__} is for a board's stage")
             whole = self._whole(request)
             if whole is not None:
-                room = {"room_nbytes": self.supply.room_nbytes} if opened.is_limited else {}
-                asked = whole | room | {"number": request.request}
+                asked = whole | self._beside(opened, request)
                 if boards is None:
                     self._answer(task, request, asked)
                 else:
                     answer = partial(self._answer, task, request, asked, boards.tell)
                     boards.answer(request.request, answer)
 
+    def _run_in_flight(self, opened: Opened, task: Task, boards: Head | None) -> None:
+        from hermes_mp.agents.in_flight import InFlight
+        from hermes_mp.models.turns import Turns
+
+        at_most: int = self.settings["in_flight"]
+        turns = Turns(opened.model._hermes_binder, None if boards is None else boards.sharing, at_most)
+        told = (boards.tell,) if boards is not None else ()
+
+        def answer(request: RunRequest, whole: dict[str, Any]) -> None:
+            self._answer(task, request, whole | self._beside(opened, request), *told)
+
+        InFlight(self.supply, turns, at_most, boards, self._whole, answer).run()
+
+    def _beside(self, opened: Opened, request: RunRequest) -> dict[str, Any]:
+        """What a task is told of a request beside what it is."""
+        room = {"room_nbytes": self.supply.room_nbytes} if opened.is_limited else {}
+        return room | {"number": request.request}
+
     def _whole(self, request: RunRequest) -> dict[str, Any] | None:
-        text = self.parts.pop(request.request, "") + request.text
+        # A request that is asked once more may have been broken off between two parts.
+        text = (self.parts.pop(request.request, "") if request.part else "") + request.text
         if not request.last:
             self.parts[request.request] = text
             return None

@@ -5,7 +5,7 @@ The request under way is then repeated from its beginning; what was said of it i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from hermes_mp.agents.cluster_planning import Choice, ClusterPlanning, head_fact
 from hermes_mp.agents.cluster_watching import Watching
 from hermes_mp.agents.compute_model import Opened
 from hermes_mp.agents.supplying import LinkedSupply
+from hermes_mp.core.bundle import Placed
 from hermes_mp.core.stretches import Stretch, of_board
 from hermes_mp.errors import HermesError
 from hermes_mp.host.checkpoint import find_checkpoint
@@ -22,12 +23,11 @@ from hermes_mp.host.pairings import Store
 from hermes_mp.host.wire import Link
 from hermes_mp.messages import (
     BoardGone,
-    LayersRun,
+    LayerCalls,
     Note,
     RequestRepeated,
     RunLayers,
     RunPlan,
-    TensorSpec,
     ToCompute,
     clip,
 )
@@ -58,7 +58,7 @@ class Head:
             entries, None if own is None else own.keys, hello, supply.say, self._note, settings["death_fd"]
         )
         self.epoch = 0
-        self._repeated = -1  # the request that was repeated last
+        self._repeated: set[int] = set()  # the requests that were repeated last
         self._is_again = False  # what is answered now has been asked before
         self._opened: Opened | None = None
         self._sharing: Sharing | None = None
@@ -66,6 +66,11 @@ class Head:
         self._stretches: list[Stretch] = []
         self._planning: ClusterPlanning | None = None
         self._watching: Watching | None = None
+
+    @property
+    def sharing(self) -> Sharing:
+        assert self._sharing is not None
+        return self._sharing
 
     def close(self) -> None:
         if self._planning is not None:
@@ -108,7 +113,8 @@ class Head:
         def began(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             watching.began(_extent(_arguments(module, args, kwargs))[1])
 
-        opened.model.register_forward_pre_hook(began, with_kwargs=True)
+        if self._settings["in_flight"] == 1:  # the times of several passes at once say nothing of one
+            opened.model.register_forward_pre_hook(began, with_kwargs=True)
 
     def _divide(self) -> None:
         """Say who runs what from now on, and wait until all can. Raises LostBoard, and BudgetTooSmall of this board."""
@@ -147,28 +153,41 @@ class Head:
     def answer(self, number: int, answer: Callable[[], None]) -> None:
         """Answer a request; where a board is lost in it, or has come back before it, have the daemon ask once more."""
         # Once for a request: a board that fails each time would have it repeated for ever.
-        back = [] if number == self._repeated else self._rejoin()
-        if back:
-            self._again(number, f"board {', '.join(back)} is there again and joins")
+        why = self.come_back(number)
+        if why:
+            self._again([number], why)
             return
         assert self._planning is not None
         assert self._watching is not None
         if self._planning.change:
-            self._again(number, "a board was found slow; the layers are dealt anew")
+            self._again([number], "a board was found slow; the layers are dealt anew")
             return
         self._watching.reset()
-        self._is_again = number == self._repeated  # once is enough: load may move between boards for ever
+        self._is_again = number in self._repeated  # once is enough: load may move between boards for ever
         try:
             answer()
-        except LostBoard as error:
-            self._gone(error)
-            self._again(number, "the request is repeated without it")
-        except StageForgotten as error:
-            self._again(number, f"{error}; the request is repeated")
+        except (LostBoard, StageForgotten) as error:
+            self.ask_again([number], error)
 
-    def _again(self, number: int, why: str) -> None:
-        self._repeated = number
-        self._link.send(RequestRepeated(number, clip(why, 1000)))
+    def come_back(self, number: int) -> str:
+        """Before this request is begun: why requests are to be repeated, if boards have come back."""
+        back = [] if number in self._repeated else self._rejoin()
+        return f"board {', '.join(back)} is there again and joins" if back else ""
+
+    def ask_again(self, numbers: Sequence[int], error: HermesError) -> None:
+        """These were ended by that error: have the daemon ask them once more."""
+        what = "the request is repeated" if len(numbers) == 1 else f"{len(numbers)} requests are repeated"
+        if isinstance(error, LostBoard):
+            self._gone(error)
+            self._again(numbers, f"{what} without it")
+        elif isinstance(error, StageForgotten):
+            self._again(numbers, f"{error}; {what}")
+        else:
+            self._again(numbers, str(error))
+
+    def _again(self, numbers: Sequence[int], why: str) -> None:
+        self._repeated = set(numbers)
+        self._link.send(RequestRepeated(numbers[0], clip(why, 1000)))
         self._divide_somehow()
 
     def _divide_somehow(self) -> None:
@@ -198,7 +217,7 @@ class Head:
 
     # --- layers of other boards (models.sharing.Far)
 
-    def run(self, board: str, hop: Hop) -> torch.Tensor:
+    def run(self, board: str, hops: Sequence[Hop]) -> list[torch.Tensor]:
         import torch
 
         from hermes_mp.models.binding import byte_view
@@ -206,20 +225,27 @@ class Head:
 
         if self._planning is not None and self._planning.change == "now" and not self._is_again:
             raise StageForgotten(board, "slow; its layers are dealt anew")
-        tensors = [one.contiguous() for one in (*hop.tensors, hop.states)]
-        specs = [spec_of(one) for one in tensors]
-        ask = RunLayers(
-            self.epoch, hop.number, hop.index, hop.last, hop.past, hop.rows, hop.calls, tuple(specs[:-1]), specs[-1]
-        )
+        tensors = [one.contiguous() for hop in hops for one in (*hop.tensors, hop.states)]
+        parts = tuple(
+            LayerCalls(
+                hop.member, hop.past, hop.rows, hop.calls, tuple(spec_of(one) for one in hop.tensors),
+                spec_of(hop.states),
+            )
+            for hop in hops
+        )  # fmt: skip
+        first = hops[0]
+        ask = RunLayers(self.epoch, first.number, first.index, first.last, parts)
         given: list[torch.Tensor] = []
 
-        def room(spec: TensorSpec) -> memoryview:
-            given.append(torch.empty(spec.shape, dtype=getattr(torch, spec.dtype)))
-            return byte_view(given[0])
+        def room(placed: Sequence[Placed]) -> memoryview:
+            whole = torch.empty(placed[-1].end, dtype=torch.uint8)
+            for one in placed:
+                raw = whole[one.at : one.end]
+                given.append(raw.view(getattr(torch, one.spec.dtype)).view(one.spec.shape))
+            return byte_view(whole)
 
-        answer: LayersRun = self.boards.run(board, ask, [byte_view(one) for one in tensors], room)
-        assert answer.states == spec_of(given[0])
-        return given[0]
+        self.boards.run(board, ask, [byte_view(one) for one in tensors], room)
+        return given
 
     def look(self) -> None:
         self.boards.look()

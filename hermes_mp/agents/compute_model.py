@@ -69,12 +69,13 @@ def open_model(settings: dict[str, Any], supply: LinkedSupply, early: bool, cut:
         from hermes_mp.models.tasks.text_input import open_early
 
         open_early(directory)
-    traced = trace_model(checkpoint, settings["dtype"], settings["context"], settings["batch"], supply.say)
+    in_flight = settings["in_flight"]
+    traced = trace_model(checkpoint, settings["dtype"], settings["context"], settings["batch"], supply.say, in_flight)
     chain = find_chain(traced.skeleton, traced.trace) if cut else None
     if chain is None:
         told = Told(
             settings["dtype"], settings["context"], settings["batch"], settings["threads"], settings["loaders"],
-            settings["memory"], settings["granule"], has_copy=settings["borrowed"] is None,
+            settings["memory"], settings["granule"], in_flight, has_copy=settings["borrowed"] is None,
         )  # fmt: skip
         chosen = choose_plan(traced, checkpoint, told)
         made, plan = traced.divide(chosen.room, chosen.streamed_by), chosen.plan
@@ -86,6 +87,8 @@ def open_model(settings: dict[str, Any], supply: LinkedSupply, early: bool, cut:
     )
     if opened.is_limited:
         malloc.keep_large_blocks_apart()
+        if in_flight > 1:
+            malloc.keep_one_heap()
 
     def call_fits(call: dict[str, Any]) -> None:
         check_call(opened.footprint, supply.room_nbytes, made.skeleton.model.config, call)

@@ -37,9 +37,13 @@ class StageCompute:
         """Until the daemon stops it."""
         opened = open_model(self._settings, self._supply, early=False, cut=True)
         from hermes_mp.models.stage import Stage
+        from hermes_mp.models.units import units_of
 
         assert opened.chain is not None
-        stage = Stage(opened.model, opened.chain, lambda: self._supply.stalled_ns)
+        division, layers = opened.made.division, opened.chain.layers
+        stage = Stage(
+            opened.model, opened.chain, lambda layer: units_of(division, layers[layer]), lambda: self._supply.stalled_ns
+        )
         base = opened.settle()
         costs = StageCosts(opened, self._settings)
         self._link.send(costs.measured(base))
@@ -81,11 +85,13 @@ class StageCompute:
             return LayersFailed(asked.epoch, asked.number, asked.index, error.exit_code, clip(str(error)))
 
         try:
-            placed = place([*asked.tensors, asked.states])
+            placed = place(asked.bundle)
             states, took_ns, stalled_ns = stage.run(asked, placed, self._exchange.view(0, placed[-1].end))
-            (out,) = place([spec_of(states)], aligned(placed[-1].end))
-            self._write(states, out.at, out.nbytes)
-            return LayersRun(asked.epoch, asked.number, asked.index, out.spec, took_ns, stalled_ns)
+            out = place([spec_of(one) for one in states], aligned(placed[-1].end))
+            for one, where in zip(states, out, strict=True):
+                self._write(one, where.at, where.nbytes)
+            specs = tuple(one.spec for one in out)
+            return LayersRun(asked.epoch, asked.number, asked.index, specs, took_ns, stalled_ns)
         except (BadMessage, CallTooLarge) as error:
             return failed(error)
         except HermesError as error:

@@ -17,8 +17,8 @@ class Remembering:
         self._settings, self._say = settings, say
         self._path = unitcache.entry_path(
             settings.checkpoint.digest, settings.dtype, settings.context, settings.batch, settings.memory,
-            settings.loaders,
-        )
+            settings.loaders, settings.in_flight,
+        )  # fmt: skip
         self._told = False
 
     def recall(self) -> Remembered | None:

@@ -30,6 +30,7 @@ class DaemonSettings:
     verify: str = FIRST
     soft_s: float = 2.0  # a load without progress for so long is also read into another slot
     hard_s: float = 30.0  # then its loader is killed
+    in_flight: int = 1  # requests at once
     room: int | None = None  # bytes of a unit where boards share the layers; None: a layer
     boards: dict[str, Any] | None = None  # of a head: what `agents.compute_head` is told of the other boards
     borrowed: Borrowed | None = None  # what other boards lend to this one
@@ -62,6 +63,7 @@ class DaemonSettings:
             "dtype": self.dtype,
             "context": self.context,
             "batch": self.batch,
+            "in_flight": self.in_flight,
             "threads": self.threads,
             "memory": self.memory,
             "loaders": self.loaders if self.has_copy else self.remote_loaders,

@@ -62,8 +62,8 @@ class StageCosts:
             "compute_nbytes": base_nbytes,
             "rounding_nbytes": rounding_nbytes(opened.made, self._settings["granule"]),
             "reserve_nbytes": without.reserve_nbytes + states_nbytes(opened.traced),
-            "layer_s": self.costs.layer_s(nbytes),
-            "prefill_s_per_token": self.costs.prefill_s_per_token(nbytes),
+            "layer_s": self.costs.layer_s(nbytes) * self._settings["in_flight"],
+            "prefill_s_per_token": self.costs.prefill_s_per_token(nbytes) * self._settings["in_flight"],
             "source": self.costs.source,
         }))  # fmt: skip
 
@@ -73,11 +73,11 @@ class StageCosts:
 
     def ran(self, asked: RunLayers, answer: LayersRun | LayersFailed) -> None:
         """A stretch was run; with the last one of its pass the pass is over."""
-        if isinstance(answer, LayersFailed):
+        if isinstance(answer, LayersFailed) or len(asked.parts) > 1:  # of these costs are a sum
             self._number = -1
             return
         if asked.index == 0:
-            shape = asked.states.shape
+            shape = asked.parts[0].states.shape
             self._number, self._seconds, self._tokens = asked.number, 0.0, shape[1] if len(shape) > 1 else 0
         self._seconds += max(0, answer.took_ns - answer.stalled_ns) / 1e9
         if asked.last and asked.number == self._number:

@@ -36,6 +36,7 @@ from hermes_mp.host.arena import Arena
 from hermes_mp.host.lan import LanHub, Left, Visitor
 from hermes_mp.host.wire import Key
 from hermes_mp.messages import (
+    MAX_IN_FLIGHT,
     AssignLayers,
     FromCompute,
     LayersFailed,
@@ -164,7 +165,9 @@ class StageFront(SilentFront):
             return
         if self._is_running:
             raise BadMessage("layers were asked for while others are being run")
-        placed = place([*ask.tensors, ask.states])
+        if not 1 <= len(ask.parts) <= MAX_IN_FLIGHT:
+            raise BadMessage(f"layers were asked for by {len(ask.parts)} requests")
+        placed = place(ask.bundle)
         self._asked, self._arrival = ask, Arrival(placed, MAX_PAYLOAD_NBYTES)
         self._end = aligned(placed[-1].end)
         need = 2 * self._end  # what comes out is as large as what goes in, mostly
@@ -209,9 +212,10 @@ class StageFront(SilentFront):
             self._asked = self._arrival = None
             self._say(message)
             if isinstance(message, LayersRun):
-                (placed,) = place([message.states], self._end)
-                for _, first, nbytes in parts([placed], MAX_PAYLOAD_NBYTES):
-                    self._say(TensorPart(first, nbytes), self._exchange.view(placed.at + first, nbytes))
+                placed = place(message.states, self._end)
+                for number, first, nbytes in parts(placed, MAX_PAYLOAD_NBYTES):
+                    at = placed[number].at + first
+                    self._say(TensorPart(at - self._end, nbytes), self._exchange.view(at, nbytes))
                 if asked.last:
                     self._shrink()
         elif isinstance(message, StageMeasured):

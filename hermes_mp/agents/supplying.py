@@ -195,6 +195,9 @@ class LinkedSupply:
         self._act(self._leasing.begin(number, now_ns))
         return ready.base
 
+    def keeps(self, unit: int) -> bool:
+        return self._leasing.keeps(self._numbered(unit))
+
     def _numbered(self, unit: int) -> UnitNo:
         """As the daemon knows it: by its place among those that are assigned."""
         if self._assigned is None:

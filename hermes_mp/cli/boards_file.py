@@ -41,6 +41,7 @@ def shared_with(config: LaunchConfig | PlanConfig) -> dict[str, Any] | None:
     launch = config if isinstance(config, LaunchConfig) else LaunchConfig()
     stage = {
         "dtype": config.dtype, "context": config.context, "batch": config.batch, "room": None,
+        "in_flight": launch.in_flight,
         "timeout_s": launch.timeout or None, "verify": launch.verify,
     }  # fmt: skip
     return {

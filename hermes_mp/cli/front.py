@@ -1,6 +1,7 @@
 """The front of a launch: joins the daemon to console, ledger, trace and the source of requests.
 
-It hands compute one request at a time, and knows when no other can follow. It decides nothing about units or slots.
+It hands compute as many requests at a time as may be in flight, shows their answers in order, and knows when no other
+can follow. It decides nothing about units or slots.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.tracing import TracingFront
+from hermes_mp.cli.asked import Asked
 from hermes_mp.cli.console import Console
 from hermes_mp.cli.lines import LineSource
 from hermes_mp.core.ledger import Ledger
 from hermes_mp.core.report import counted
-from hermes_mp.core.retelling import Retelling
 from hermes_mp.core.slots import Slots
 from hermes_mp.core.squeeze import Change
 from hermes_mp.core.unitlist import UnitList
@@ -58,6 +59,7 @@ class LaunchFront:
         lines: LineSource | None,
         line_request: dict[str, Any],
         wakeup_fd: int,
+        in_flight: int = 1,
     ) -> None:
         self.fds = [wakeup_fd] + ([lines.fileno()] if lines is not None else [])
         self.daemon: Daemon | None = None
@@ -66,14 +68,11 @@ class LaunchFront:
         self._requests = deque(requests)
         self._lines, self._line_request = lines, line_request
         self._several = len(requests) > 1
-        self._label: str | None = None
+        self._in_flight = in_flight
         self._asked = 0
-        self._active: tuple[int, dict[str, Any], bool] | None = None  # what compute was asked, and has not answered
-        self._told = Retelling()
-        self._chosen: list[int] = []  # tokens of the answer that is told, where a successor of compute may begin there
+        self._active: dict[int, Asked] = {}  # what compute was asked, in order; until it is shown
         self._paused = False
         self._ready = False
-        self._parts = ""
         self._units = UnitList((), ())
         self._pass: PassStarted | None = None
         self._done = 0
@@ -81,7 +80,7 @@ class LaunchFront:
 
     @property
     def busy(self) -> bool:
-        return self._active is not None
+        return any(not one.is_over for one in self._active.values())
 
     @property
     def hurry_s(self) -> float | None:
@@ -95,11 +94,10 @@ class LaunchFront:
         residents = len(self.daemon.mind.residents) if self.daemon.mind is not None else 0
         slots = self.daemon.slots
         self._ledger.divided(slots.budget_nbytes, slots.planned, slots.slot_nbytes, residents)
-        if self._active is None:
-            self._next()
-        else:
-            number, request, final = self._active
-            self._ask((number, request | {"said": self._chosen} if self._chosen else request, final))
+        for one in self._active.values():
+            if not one.is_over:
+                self._ask(one)
+        self._fill()
 
     def told(self, message: FromCompute) -> None:
         if self._trace is not None:
@@ -117,8 +115,7 @@ class LaunchFront:
             self._console.note(message.why)
             self._begin_again()
         elif isinstance(message, TextStreamed):
-            self._chosen += message.token_ids
-            self._stream(message.text)
+            self._stream(message)
         elif isinstance(message, PassStarted):
             self._pass, self._done, self._read_nbytes = message, 0, 0
             self._ledger.pass_started(message)
@@ -128,15 +125,13 @@ class LaunchFront:
         elif isinstance(message, RowsRead):
             self._ledger.rows_read(message)
         elif isinstance(message, RequestAnswered):
-            self._parts += message.text
-            if message.last:
-                answer, self._parts = json.loads(self._parts), ""
-                self._answered(answer)
+            self._answered(message)
         elif isinstance(message, RequestFailed):
-            self.exit_code = message.exit_code
-            self._console.failed(message.text, message.exit_code)
-            self._came_further()
-            self._next()
+            one = self._active.get(message.request)
+            if one is not None and not one.is_over:
+                one.failure = message.exit_code, message.text
+                self._came_further()
+                self._show()
 
     def loaded(self, message: UnitLoaded, unit: UnitNo) -> None:
         self._ledger.unit_loaded(message)
@@ -167,17 +162,20 @@ class LaunchFront:
 
     def compute_restarted(self) -> None:
         self._begin_again()
-        if self._chosen:
-            goes_on = f"it goes on behind {counted(len(self._chosen), 'token')}"
+        chosen = sum(len(one.chosen) for one in self._active.values() if not one.is_over)
+        if chosen:
+            goes_on = f"it goes on behind {counted(chosen, 'token')}"
             self._console.note(f"{goes_on}: what follows may differ from what it would have said")
         self._ledger.compute_restarted()
         if self._trace is not None:
             self._trace.writer.instant("daemon", "compute is started again", time.monotonic_ns())
 
     def _begin_again(self) -> None:
-        """The request that is under way will be asked once more, as soon as compute is `ready`."""
-        self._ready, self._parts, self._pass = False, "", None
-        self._told.restart()
+        """The requests that are under way will be asked once more, as soon as compute is `ready`."""
+        self._ready, self._pass = False, None
+        for one in self._active.values():
+            if not one.is_over:
+                one.begin_again()
 
     def sampled(self, by_process: dict[str, int], arena_nbytes: int, exact: bool) -> None:
         self._ledger.memory_sampled({**by_process, "slots": arena_nbytes}, exact)
@@ -210,8 +208,7 @@ class LaunchFront:
             assert self.daemon is not None
             self.daemon.forget(key)  # in the second case for now: a pipe may hold millions of lines
             self._paused = not self._lines.ended
-        if self._ready and self._active is None:
-            self._next()
+        self._fill()
 
     def tick(self) -> None:
         self._console.tick(time.monotonic())
@@ -224,54 +221,88 @@ class LaunchFront:
     def _line_key(self) -> str:
         return "text" if self._line_request else "line"
 
-    def _next(self) -> None:
-        """Hand out the next request; without one wait for a line, or end where none can come."""
+    def _fill(self) -> None:
+        """Hand out requests while there are places; without one wait for a line, or end where none can come."""
         assert self.daemon is not None
-        self._active, self._chosen = None, []
-        more_may_come = self._lines is not None and not self._lines.ended
-        if not self._requests:
-            if more_may_come:
-                self._console.prompt()
-            else:
-                self.daemon.end()
+        if not self._ready:
             return
-        request = self._requests.popleft()
-        if self._paused and self._lines is not None and len(self._requests) < MAX_QUEUED // 2:
-            self._paused = False
-            self.daemon.watch(self._lines.fileno())
-        self._label = label_of(request) if self._several else None
-        self._active = self._asked, request, not self._requests and not more_may_come
-        self._told = Retelling()
-        self._asked += 1
-        self._ask(self._active)
+        while self._requests and len(self._active) < self._in_flight:
+            request = self._requests.popleft()
+            if self._paused and self._lines is not None and len(self._requests) < MAX_QUEUED // 2:
+                self._paused = False
+                self.daemon.watch(self._lines.fileno())
+            places = self._in_flight - len(self._active) - 1
+            final = len(self._requests) <= places and not self._more_may_come
+            one = Asked(self._asked, request, final, label_of(request) if self._several else None)
+            self._active[one.number] = one
+            self._asked += 1
+            self._ask(one)
+        if self._active:
+            return
+        if self._more_may_come:
+            self._console.prompt()
+        else:
+            self.daemon.end()
 
-    def _ask(self, active: tuple[int, dict[str, Any], bool]) -> None:
+    @property
+    def _more_may_come(self) -> bool:
+        return self._lines is not None and not self._lines.ended
+
+    def _ask(self, one: Asked) -> None:
         assert self.daemon is not None
         self._ledger.request_started()
         self._console.phase("preparing the request")
-        self.daemon.request(*active)
+        self.daemon.request(one.number, one.asked_again(), one.final)
 
-    def _stream(self, text: str) -> None:
+    def _stream(self, message: TextStreamed) -> None:
         assert self.daemon is not None
+        one = self._active.get(message.request)
+        if one is None or one.is_over:
+            return
+        one.chosen += message.token_ids
         try:
-            new = self._told.tell(text)
+            new = one.told.tell(message.text)
         except HermesError as error:
             self.daemon.end(error)
             return
         if new:
             self._came_further()
-            self._console.stream(new, self._label)
+            one.held += new
+            self._show()
 
-    def _answered(self, answer: dict[str, Any]) -> None:
+    def _answered(self, message: RequestAnswered) -> None:
         assert self.daemon is not None
+        one = self._active.get(message.request)
+        if one is None or one.is_over:
+            return
+        one.parts += message.text
+        if not message.last:
+            return
         try:
-            self._told.end()
+            one.told.end()
         except HermesError as error:
             self.daemon.end(error)
             return
+        one.answer = json.loads(one.parts)
         self._came_further()
-        self._console.answer(answer, self._label)
-        self._next()
+        self._show()
+
+    def _show(self) -> None:
+        """What may be shown by now: of the first one what is there; once it is over, of the next one."""
+        while self._active:
+            one = next(iter(self._active.values()))
+            text = one.take_held()
+            if text:
+                self._console.stream(text, one.label)
+            if not one.is_over:
+                break
+            del self._active[one.number]
+            if one.failure is not None:
+                self.exit_code, line = one.failure
+                self._console.failed(line, self.exit_code)
+            elif one.answer is not None:
+                self._console.answer(one.answer, one.label)
+        self._fill()
 
     def _came_further(self) -> None:
         assert self.daemon is not None

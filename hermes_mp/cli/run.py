@@ -58,12 +58,12 @@ def _run(
     ledger = Ledger(quarters.loaders, named, started_ns, auto=config.memory == "auto")
     requests, lines, line_request = _requests(config)
     tracing = None if trace is None else TracingFront(trace)
-    front = LaunchFront(console, ledger, tracing, requests, lines, line_request, signals.wakeup_fd)
+    front = LaunchFront(console, ledger, tracing, requests, lines, line_request, signals.wakeup_fd, config.in_flight)
     settings = DaemonSettings(
         checkpoint, config.loaders, config.memory, config.context, config.batch, config.dtype, config.threads,
         options=_task_options(config), sample_exactly=config.sample_memory,
         timeout_s=config.timeout or None, verify=config.verify, soft_s=config.soft_deadline,
-        hard_s=config.hard_deadline, boards=shared_with(config), borrowed=borrowed,
+        hard_s=config.hard_deadline, in_flight=config.in_flight, boards=shared_with(config), borrowed=borrowed,
     )  # fmt: skip
     if trace is not None:
         trace.instant("daemon", "command started", started_ns)

@@ -26,7 +26,7 @@ TUNABLES = {
 TOGETHER = ("glibc.malloc.tcache_count", "glibc.malloc.mxfast")  # without these the heap grows
 VARIABLE = "GLIBC_TUNABLES"
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 LARGE_NBYTES = 64 << 10
 TUNED_LARGE_NBYTES = 4 << 20  # where the heap is kept together
 LEFT_NBYTES = 64 << 20  # stays at the heap's end: what glibc comes to by itself where nobody sets a threshold
@@ -62,6 +62,13 @@ def keep_large_blocks_apart() -> None:
         mallopt(M_MMAP_THRESHOLD, TUNED_LARGE_NBYTES if is_tuned() else LARGE_NBYTES)
     if named.get(TRIM_THRESHOLD) == TUNABLES[TRIM_THRESHOLD]:
         mallopt(M_TRIM_THRESHOLD, LEFT_NBYTES)
+
+
+def keep_one_heap() -> None:
+    """Where a budget is to be kept and threads take turns: each would have a heap of its own, and keep what is free."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 1)
 
 
 def trim() -> None:

@@ -24,10 +24,12 @@ def device_path(name: str) -> Path:
 
 
 def model_path(
-    digest: str, dtype: str, context: int | None, batch: int, tokens: int, threads: int | None, device: str
-) -> Path:
+    digest: str, dtype: str, context: int | None, batch: int, tokens: int, threads: int | None, device: str,
+    in_flight: int = 1,
+) -> Path:  # fmt: skip
     """Where the figures of this checkpoint for these settings lie; on `device`, as reading beside computing counts."""
-    key = json.dumps([digest, dtype, context, batch, tokens, threads, device, processor(), versions()])
+    settings = [dtype, context, batch, tokens, threads, device, *([in_flight] if in_flight > 1 else [])]
+    key = json.dumps([digest, *settings, processor(), versions()])
     return cache_directory() / "profiles" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

@@ -35,14 +35,16 @@ class Remembered:
 
 
 def entry_path(
-    checkpoint_digest: str, dtype: str, context: int | None, batch: int, memory: object, loaders: int | None
-) -> Path:
+    checkpoint_digest: str, dtype: str, context: int | None, batch: int, memory: object, loaders: int | None,
+    in_flight: int = 1,
+) -> Path:  # fmt: skip
     """Where the entry for these settings lies, whether it exists or not; `memory` and `loaders` as they were asked for.
 
     They are what units are planned by, and profiles: where those are made anew a run begins with nothing, too, as
     slots that fill while the disk is measured would take the memory for that.
     """
-    key = json.dumps([checkpoint_digest, dtype, context, batch, memory, loaders, versions(), FORMAT])
+    settings = [dtype, context, batch, memory, loaders, *([in_flight] if in_flight > 1 else [])]
+    key = json.dumps([checkpoint_digest, *settings, versions(), FORMAT])
     return cache_directory() / "units" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

@@ -14,8 +14,8 @@ import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -29,23 +29,47 @@ from hermes_mp.models.supply import Supply
 Check = Callable[[dict[str, Any]], None]
 
 
+class Turns(Protocol):
+    """Who goes on next, where several requests are in flight: each call may let others run until it returns."""
+
+    def join(self, more: bool, end: int | None, extent: tuple[int, int]) -> None:
+        """A pass begins: whether another one follows, the unit it ends before, its rows and new positions."""
+
+    def want(self, unit: int) -> None:
+        """Returns once the unit is to be bound."""
+
+    def leave(self, complete: bool) -> None:
+        """The pass is over."""
+
+
+class Holding:
+    """Of one request: whether it is in a pass, how many are to come, and which units it holds, how often."""
+
+    def __init__(self) -> None:
+        self.active: dict[int, int] = defaultdict(int)
+        self.taken: set[int] = set()
+        self.lingering: int | None = None
+        self.depth = 0
+        self.passes_left: int | None = None
+
+
 class Binder:
-    """The state of the binding: which unit is held, how often, and whether a pass is running."""
+    """The state of the binding: which units lie bound. `now` is of the request that runs; alone there is but one."""
 
     def __init__(self, division: Division, supply: Supply, check_call: Check) -> None:
         self.supply = supply
-        self.lock = threading.RLock()
+        self.lock: AbstractContextManager[object] = threading.RLock()
         self.check_call = check_call
-        self.passes_left: int | None = None
+        self.now = Holding()
+        self.turns: Turns | None = None
         self._layouts = division.layouts
         self._ends = division.ends
         whole = torch.frombuffer(supply.buffer, dtype=torch.uint8)
         self._storage = whole.untyped_storage()
         self._arena = (whole.data_ptr(), whole.data_ptr() + len(supply.buffer))
-        self._active: dict[int, int] = defaultdict(int)
         self._bases: dict[int, int] = {}
-        self._lingering: int | None = None
-        self._depth = 0
+        self._users: dict[int, int] = defaultdict(int)  # requests that hold the unit
+        self._computed: set[int] = set()  # of units that nobody holds, but somebody may want
         self._weights: dict[int, tuple[int, nn.Parameter]] = {}
         for piece in division.pieces:
             for bound in piece.bounds:
@@ -69,68 +93,112 @@ class Binder:
 
     def open(self, arguments: Callable[[], dict[str, Any]], end: int | None) -> None:
         """A pass begins, where none is under way: with these arguments, and expected to end before unit `end`."""
-        self.lock.acquire()
-        self._depth += 1
-        if self._depth > 1:
+        self.lock.__enter__()
+        now = self.now
+        now.depth += 1
+        if now.depth > 1:
             return
         try:
             call = arguments()
             self.check_call(call)
-            if self.passes_left is not None:
-                self.passes_left = max(self.passes_left - 1, 0)
-            self.supply.forecast(self.passes_left != 0, end)
-            self.supply.pass_started(*_extent(call))
+            if now.passes_left is not None:
+                now.passes_left = max(now.passes_left - 1, 0)
+            if self.turns is not None:
+                self.turns.join(now.passes_left != 0, end, _extent(call))
+            else:
+                self.supply.forecast(now.passes_left != 0, end)
+                self.supply.pass_started(*_extent(call))
         except BaseException:
-            self._depth -= 1
-            self.lock.release()
+            now.depth -= 1
+            self.lock.__exit__(None, None, None)
             raise
 
     def end(self, complete: bool) -> None:
+        now = self.now
         try:
-            if self._depth == 1:
+            if now.depth == 1:
                 self._drop_all()
-                self.supply.pass_ended(complete)
+                if self.turns is not None:
+                    self.turns.leave(complete)
+                else:
+                    self.supply.pass_ended(complete)
         finally:
-            self._depth -= 1
-            self.lock.release()
+            now.depth -= 1
+            self.lock.__exit__(None, None, None)
 
     # --- units
 
     def hold(self, unit: int) -> int:
         """The byte of the arena where the unit begins; waits for it unless it is held already."""
-        if not self._active[unit]:
-            if self._lingering != unit:
+        now = self.now
+        if not now.active[unit]:
+            if now.lingering != unit:
                 self._drop_lingering()
-                self._bases[unit] = self.supply.acquire(unit)
-            self._lingering = None
-        self._active[unit] += 1
+                self._take(unit)
+            now.lingering = None
+        now.active[unit] += 1
         return self._bases[unit]
 
     def drop(self, unit: int, last: bool) -> None:
         """One holder less. The last piece of a unit gives it back; before that it is kept for the pieces to come."""
-        self._active[unit] -= 1
-        if self._active[unit]:
+        now = self.now
+        now.active[unit] -= 1
+        if now.active[unit]:
             return
         if last:
-            del self._bases[unit]
-            self.supply.release(unit, True)
+            self._give(unit, True)
         else:
             self._drop_lingering()
-            self._lingering = unit
+            now.lingering = unit
 
     def _drop_lingering(self) -> None:
-        if self._lingering is not None:
-            unit, self._lingering = self._lingering, None
-            del self._bases[unit]
-            self.supply.release(unit, True)
+        if self.now.lingering is not None:
+            unit, self.now.lingering = self.now.lingering, None
+            self._give(unit, True)
 
     def _drop_all(self) -> None:
         """At the end of a pass: the lingering unit, and those that Ctrl-C in the midst of binding left behind."""
+        now = self.now
+        if self.turns is None:
+            for unit in list(self._bases):
+                if now.lingering == unit:
+                    self._computed.add(unit)
+                self._users[unit] = 0
+                self._release(unit)
+            now.taken.clear()
+        for unit in list(now.taken):
+            self._give(unit, now.lingering == unit)
+        now.active.clear()
+        now.lingering = None
+
+    def _take(self, unit: int) -> None:
+        """For the request that runs; what another one has bound is not asked for again."""
+        if self.turns is not None and not self.supply.keeps(unit):
+            self.turns.want(unit)
+        if unit not in self._bases:
+            self._bases[unit] = self.supply.acquire(unit)
+        self.now.taken.add(unit)
+        self._users[unit] += 1
+
+    def _give(self, unit: int, computed: bool) -> None:
+        self.now.taken.discard(unit)
+        self._users[unit] -= 1
+        if computed:
+            self._computed.add(unit)
+        if not self._users[unit] and (self.turns is None or self.supply.keeps(unit)):
+            self._release(unit)
+
+    def release_unused(self) -> None:
+        """What lies bound for requests that are not as far: there are none any more."""
         for unit in list(self._bases):
-            del self._bases[unit]
-            self.supply.release(unit, self._lingering == unit)
-        self._active.clear()
-        self._lingering = None
+            if not self._users[unit]:
+                self._release(unit)
+
+    def _release(self, unit: int) -> None:
+        computed = unit in self._computed
+        self._computed.discard(unit)
+        del self._bases[unit]
+        self.supply.release(unit, computed)
 
     # --- pieces
 

@@ -59,6 +59,7 @@ class Told:
     loaders: int | None
     memory: int | str | None
     granule: int
+    in_flight: int = 1
     has_copy: bool = True  # else the files are headers and holes, and another board reads
 
 
@@ -121,8 +122,9 @@ def _device(name: str, largest: Path) -> DeviceProfile:
 def _model(traced: Traced, checkpoint: Checkpoint, told: Told, device: str) -> tuple[ModelProfile, str]:
     def path(tokens: int) -> Path:
         return profilecache.model_path(
-            checkpoint.digest, told.dtype, told.context, told.batch, tokens, told.threads, device
-        )
+            checkpoint.digest, told.dtype, told.context, told.batch, tokens, told.threads, device,
+            told.in_flight,
+        )  # fmt: skip
 
     profiled = profilecache.recall_model(path(PROFILED_TOKENS))
     if profiled is not None:
@@ -141,7 +143,10 @@ def _estimated(traced: Traced, checkpoint: Checkpoint, told: Told) -> ModelProfi
     tokens = 1 if decoding else min(ESTIMATED_TOKENS, traced.positions)
     patches = max((shape[1] for shape in traced.trace.layers), default=tokens)
     again_s = seconds_per_byte(traced.skeleton.dtype, told.batch * (patches if images else tokens))
-    first_s = seconds_per_byte(traced.skeleton.dtype, told.batch * ESTIMATED_TOKENS) if decoding else again_s
+    again_s *= told.in_flight  # one after the other on each unit
+    first_s = again_s
+    if decoding:
+        first_s = told.in_flight * seconds_per_byte(traced.skeleton.dtype, told.batch * ESTIMATED_TOKENS)
     base = settle(traced.skeleton.dtype, images=images) + TO_COME_NBYTES
     base = -(-base // ROUNDED_NBYTES) * ROUNDED_NBYTES
     return ModelProfile(
@@ -151,7 +156,10 @@ def _estimated(traced: Traced, checkpoint: Checkpoint, told: Told) -> ModelProfi
                 *slot_shape(made.division.list.slot_nbytes, told.granule, mmap.PAGESIZE),
                 base + sum({bound.source: bound.source.info.nbytes for bound in made.division.pinned}.values()),
                 made.footprint.reserve_nbytes,
-                min(made.footprint.reserve_nbytes, made.footprint.need_nbytes(told.batch, tokens, 1)),
+                min(
+                    made.footprint.reserve_nbytes,
+                    told.in_flight * made.footprint.need_nbytes(told.batch, tokens, 1),
+                ),
                 _units(made.division, again_s, first_s),
             )
             for room, made in traced.granularities()

@@ -23,7 +23,10 @@ MANY_HEADS = 64  # where the configuration does not say
 
 @dataclass(frozen=True)
 class Footprint:
-    """`batch` sequences of `context` positions are reserved for: `reserve_nbytes` bytes."""
+    """`batch` sequences of `context` positions are reserved for, and that `in_flight` times: `reserve_nbytes` bytes.
+
+    What is constant is used by one request at a time.
+    """
 
     batch: int
     context: int
@@ -34,15 +37,20 @@ class Footprint:
     constant_nbytes: int
     states_nbytes: float  # per sequence and position, of a call that keeps every layer's hidden states
     attentions_nbytes: float  # per sequence and position squared, of a call that keeps every layer's attention
+    in_flight: int = 1
 
     @property
     def reserve_nbytes(self) -> int:
-        return self.need_nbytes(self.batch, self.context, 1)
+        return self._for_all(self.need_nbytes(self.batch, self.context, 1))
 
     def need_nbytes(self, rows: int, positions: int, logits: int) -> int:
         """Bytes for `rows` sequences of `positions`, `logits` of each with logits kept."""
         each = self.row_nbytes + positions * (self.linear_nbytes + positions * self.quadratic_nbytes)
         return self.constant_nbytes + int(rows * (each + logits * self.logits_nbytes))
+
+    def _for_all(self, need_nbytes: int) -> int:
+        """Where every request that is in flight needs so much."""
+        return self.constant_nbytes + self.in_flight * (need_nbytes - self.constant_nbytes)
 
     def without(self, kv_nbytes: float, logits: bool) -> Footprint:
         """Of a board that keeps so many bytes of keys and values less per position, and makes `logits` or does not."""
@@ -59,13 +67,14 @@ class Footprint:
 
         `room_nbytes`: what the budget in fact left, if that is more.
         """
-        need = self.need_nbytes(rows, positions, logits) + rows * kept_nbytes
+        need = self._for_all(self.need_nbytes(rows, positions, logits) + rows * kept_nbytes)
         reserved = max(self.reserve_nbytes, room_nbytes)
         if need > reserved:
             kept = f" with the logits of {logits} positions each" if logits > 1 else ""
             kept += " with hidden states or attentions kept" if kept_nbytes else ""
+            times = f", {self.in_flight} times" if self.in_flight > 1 else ""
             raise CallTooLarge(
-                f"{rows} sequences of {positions} positions{kept} need {need / 2**20:.1f} MiB, but "
+                f"{rows} sequences of {positions} positions{kept}{times} need {need / 2**20:.1f} MiB, but "
                 f"{reserved / 2**20:.1f} MiB are reserved, for {self.batch} of {self.context}"
             )
 

@@ -43,10 +43,12 @@ class PassTensors:
         return new
 
 
-def encode(calls: Sequence[Call], states: Sequence[torch.Tensor], tensors: PassTensors) -> str:
-    """The calls of a stretch's layers as JSON, `states[i]` being the hidden states that the i-th was given.
+def encode(
+    calls: Sequence[Call], states: Sequence[torch.Tensor], tensors: PassTensors, most: int = MAX_TEXT_CHARS
+) -> str:
+    """The calls of a stretch's layers as JSON of at most so many characters.
 
-    Raises CannotBeCut for an argument that cannot cross.
+    `states[i]` are the hidden states that the i-th was given. Raises CannotBeCut for an argument that cannot cross.
     """
     texts = [
         json.dumps([_written(list(args), own, tensors, 0), _written(kwargs, own, tensors, 0)])
@@ -54,7 +56,7 @@ def encode(calls: Sequence[Call], states: Sequence[torch.Tensor], tensors: PassT
     ]
     kinds = list(dict.fromkeys(texts))  # most layers are given the same
     text = json.dumps([[json.loads(kind) for kind in kinds], [kinds.index(one) for one in texts]])
-    if len(text) > MAX_TEXT_CHARS:
+    if len(text) > most:
         raise CannotBeCut(f"what {len(calls)} layers are given makes {len(text)} characters, more than a message holds")
     return text
 

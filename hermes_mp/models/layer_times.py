@@ -79,6 +79,9 @@ class RandomSupply:
         self._base = self._base + self._slot_nbytes if self._base + 2 * self._slot_nbytes <= self._nbytes else 0
         return self._base
 
+    def keeps(self, unit: int) -> bool:
+        return False
+
     def mark(self) -> None:
         """What follows does not belong to the unit that was acquired last."""
         if self._present is not None and self._passes:

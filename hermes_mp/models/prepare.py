@@ -41,6 +41,7 @@ class Traced:
     footprint: Footprint
     batch: int
     positions: int
+    in_flight: int = 1
 
     def divide(self, room: int | None = None, loaders: int = 1, layers: Sequence[nn.Module] = ()) -> Prepared:
         """Into units of at most `room` bytes for so many loaders, see `units.divide`; raises what that does."""
@@ -83,8 +84,9 @@ def trace_model(
     context: int | None,
     batch: int,
     say: Callable[[str], None] = lambda _: None,
+    in_flight: int = 1,
 ) -> Traced:
-    """Build and trace the model of `checkpoint` for `batch` sequences of `context` positions.
+    """Build and trace the model of `checkpoint` for `batch` sequences of `context` positions, `in_flight` times.
 
     Raises the errors of `build_skeleton`; ContextTooLong where `context` exceeds the model's maximum.
     """
@@ -97,7 +99,8 @@ def trace_model(
     positions = context or min(DEFAULT_CONTEXT, maximum or DEFAULT_CONTEXT)
     say("tracing the order of its weights")
     trace = trace_forward(skeleton.model, batch, positions)
-    return Traced(skeleton, trace, measure(skeleton.model, trace, batch, positions, 0), batch, positions)
+    footprint = replace(measure(skeleton.model, trace, batch, positions, 0), in_flight=in_flight)
+    return Traced(skeleton, trace, footprint, batch, positions, in_flight)
 
 
 def _matrices_nbytes(skeleton: Skeleton, trace: Trace, division: Division, positions: int) -> int:

@@ -8,6 +8,7 @@ It knows boards by name, and neither sockets nor messages.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,21 +19,25 @@ from transformers import Cache, DynamicCache
 
 from hermes_mp.core.stretches import Stretch
 from hermes_mp.errors import CannotBeCut
+from hermes_mp.messages import MAX_TEXT_CHARS
 from hermes_mp.models import layer_calls
 from hermes_mp.models.binding import _plain_forward, _replace_forward
 from hermes_mp.models.chain import Chain
+
+MAX_CALLS_CHARS = 32_000  # of all requests, in one message
 
 
 @dataclass(frozen=True)
 class Hop:
     """What a board is told to run: its stretch number `index`, the first or the `last` of its pass `number`.
 
-    The other fields as in `messages.RunLayers`.
+    The other fields as in `messages.LayerCalls`.
     """
 
     number: int
     index: int
     last: bool
+    member: int
     past: int
     rows: tuple[int, ...]
     calls: str
@@ -43,11 +48,21 @@ class Hop:
 class Far(Protocol):
     """The other boards."""
 
-    def run(self, board: str, hop: Hop) -> torch.Tensor:
-        """The hidden states that the board's stretch makes of `hop.states`. Raises BoardLost, StageForgotten."""
+    def run(self, board: str, hops: Sequence[Hop]) -> list[torch.Tensor]:
+        """The hidden states that the board's stretch makes of each `hop.states`; all hops are of one stretch and pass.
+
+        Raises BoardLost, StageForgotten.
+        """
 
     def look(self) -> None:
         """Called before every layer that runs here: raises BoardLost where a board has gone meanwhile."""
+
+
+class Away(Protocol):
+    """Who sends hops of several requests at once."""
+
+    def hop(self, board: str, place: int, hop: Hop) -> torch.Tensor:
+        """As `Far.run`, for the one that calls; `place` is the stretch's first layer."""
 
 
 @dataclass
@@ -59,6 +74,17 @@ class _Pass:
     rows: tuple[int, ...] = ()
 
 
+@dataclass
+class Noted:
+    """Of one request, number `member`: what it has noted of its present pass `number`, and sent."""
+
+    member: int = 0
+    number: int = 0
+    calls: list[layer_calls.Call] = field(default_factory=list)
+    states: list[torch.Tensor] = field(default_factory=list)
+    passes: dict[str, _Pass] = field(default_factory=dict)
+
+
 class Sharing:
     """Install it once with `share`; `assign` says, as often as is wanted between passes, who runs what."""
 
@@ -66,10 +92,10 @@ class Sharing:
         """`here`: the head's own name."""
         self._chain, self.far, self._here = chain, far, here
         self._of_layer: list[tuple[Stretch, int, bool] | None] = [None] * len(chain.layers)
-        self._calls: list[layer_calls.Call] = []
-        self._states: list[torch.Tensor] = []
-        self._passes: dict[str, _Pass] = {}
-        self._number = 0
+        self._numbers = itertools.count(1)
+        self.now = Noted()  # of the request that runs
+        self.away: Away | None = None
+        self.in_flight = 1  # requests at most
 
     def assign(self, stretches: Sequence[Stretch]) -> None:
         """From now on. A pass that is under way must have ended."""
@@ -86,8 +112,13 @@ class Sharing:
 
     def begin(self) -> None:
         """A pass begins: nothing of an earlier one is left."""
-        self._number += 1
-        self._calls, self._states, self._passes = [], [], {}
+        self.now.calls, self.now.states, self.now.passes = [], [], {}
+        if self.away is None:  # else all that begin a pass together have one number
+            self.now.number = self.number()
+
+    def number(self) -> int:
+        """Of another pass."""
+        return next(self._numbers)
 
     def is_far(self, layer: int) -> bool:
         return self._of_layer[layer] is not None
@@ -100,21 +131,27 @@ class Sharing:
         states = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(states, torch.Tensor):
             raise CannotBeCut(f"layer {layer} of {self._chain.name} is given no hidden states")
+        now = self.now
         first = layer == stretch.first
         if first:
-            self._calls, self._states = [], []
-        one = self._passes.get(stretch.board)
+            now.calls, now.states = [], []
+        one = now.passes.get(stretch.board)
         past, rows = _note_positions(layer, states, args, kwargs)
         if one is None:
-            one = self._passes[stretch.board] = _Pass(past=past, rows=rows)
-        self._calls.append((args, kwargs))
-        self._states.append(states)
+            one = now.passes[stretch.board] = _Pass(past=past, rows=rows)
+        now.calls.append((args, kwargs))
+        now.states.append(states)
         if layer < stretch.last - 1:
             return self._chain.gives(layer, states)
-        calls = layer_calls.encode(self._calls, self._states, one.tensors)
-        hop = Hop(self._number, index, is_last, one.past, one.rows, calls, one.tensors.unsent(), states)
-        self._calls, self._states = [], []
-        return self._chain.gives(layer, self.far.run(stretch.board, hop))
+        most = min(MAX_TEXT_CHARS, MAX_CALLS_CHARS // self.in_flight)
+        calls = layer_calls.encode(now.calls, now.states, one.tensors, most)
+        hop = Hop(now.number, index, is_last, now.member, one.past, one.rows, calls, one.tensors.unsent(), states)
+        now.calls, now.states = [], []
+        if self.away is None:
+            (given,) = self.far.run(stretch.board, [hop])
+        else:
+            given = self.away.hop(stretch.board, stretch.first, hop)
+        return self._chain.gives(layer, given)
 
 
 def share(model: Any, chain: Chain, far: Far, here: str) -> Sharing:

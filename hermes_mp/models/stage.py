@@ -7,7 +7,9 @@ It knows no socket: bundles come and go through memory that its caller names.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,24 +17,32 @@ from transformers import DynamicCache
 
 from hermes_mp.core.bundle import Placed
 from hermes_mp.errors import BadMessage
-from hermes_mp.messages import LayerRange, RunLayers
+from hermes_mp.messages import MAX_IN_FLIGHT, LayerCalls, LayerRange, RunLayers
 from hermes_mp.models import layer_calls
 from hermes_mp.models.chain import Chain
 
 
-class Stage:
-    """One pass at a time; `run` its stretches in order."""
+@dataclass
+class _Member:
+    """Of one of the head's requests: caches of `length` positions, `new` more of the present pass, and its tensors."""
 
-    def __init__(self, model: Any, chain: Chain, stalled_ns: Callable[[], int]) -> None:
-        """`stalled_ns`: how long units were waited for, so far."""
-        self._model, self._chain, self._stalled_ns = model, chain, stalled_ns
+    cache: Any = None
+    length: int = 0
+    new: int = 0
+    tensors: list[torch.Tensor] = field(default_factory=list)
+
+
+class Stage:
+    """One pass at a time, of one or several requests; `run` its stretches in order."""
+
+    def __init__(self, model: Any, chain: Chain, units: Callable[[int], Sequence[int]], stalled_ns: Callable[[], int]):
+        """`units` of a layer; `stalled_ns`: how long units were waited for, so far."""
+        self._model, self._chain, self._units, self._stalled_ns = model, chain, units, stalled_ns
         self._stretches: tuple[LayerRange, ...] = ()
-        self._cache: Any = None
-        self._length = 0  # positions that the caches hold
-        self._new = 0  # of them, of the present pass
+        self._members: dict[int, _Member] = {}
+        self._present: dict[int, _Member] = {}  # in the present pass
         self._number: int | None = None  # of the present pass
         self._next = 0
-        self._tensors: list[torch.Tensor] = []
         self._open = False
 
     def assign(self, stretches: Sequence[LayerRange]) -> None:
@@ -44,70 +54,131 @@ class Stage:
                 raise BadMessage(f"layers {one.first} to {one.last} of {len(self._chain.layers)}, after layer {at}")
             at = one.last
         self._stretches = tuple(stretches)
-        self._cache, self._length, self._number = None, 0, None
+        self._members, self._number = {}, None
 
     def abandon(self) -> None:
         """A pass that is under way will not go on."""
         if self._open:
             self._open = False
-            self._cache, self._length = None, 0  # some layers hold the positions of this pass, and others do not
+            for number in self._present:  # some layers hold the positions of this pass, and others do not
+                del self._members[number]
             self._model._hermes_binder.end(False)
-        self._tensors = []
+        self._present = {}
 
-    def run(self, ask: RunLayers, placed: Sequence[Placed], memory: memoryview) -> tuple[torch.Tensor, int, int]:
-        """The stretch's hidden states, and the nanoseconds that they took and that units were waited for.
+    def run(
+        self, ask: RunLayers, placed: Sequence[Placed], memory: memoryview
+    ) -> tuple[list[torch.Tensor], int, int]:
+        """The stretch's hidden states by part, and the nanoseconds that they took and that units were waited for.
 
-        `placed` says where in `memory` the tensors of the bundle lie, the states last. Raises BadMessage where what is
-        asked does not go on from what was.
+        `placed` says where in `memory` the tensors of the bundle lie. Raises BadMessage where what is asked does not go
+        on from what was.
         """
         began, stalled = time.monotonic_ns(), self._stalled_ns()
-        states = _tensor(memory, placed[-1])
+        found = [_tensor(memory, one) for one in placed]
+        states: list[torch.Tensor] = []
+        for part in ask.parts:
+            states.append(found[len(part.tensors)])
+            found = found[len(part.tensors) + 1 :]
         if ask.number != self._number:
             self._begin(ask, states)
         if not self._open or ask.index != self._next or ask.index >= len(self._stretches):
             raise BadMessage(f"stretch {ask.index} of pass {ask.number} was asked for, {self._next} comes next")
-        self._tensors += [_tensor(memory, one).clone() for one in placed[:-1]]  # the next bundle will lie there
+        self._keep_tensors(ask, placed, memory)
         complete = False
         try:
             with torch.no_grad():
-                given = self._run_layers(self._stretches[ask.index], ask.calls, states)
+                given = self._run_layers(self._stretches[ask.index], ask.parts, states)
             complete = True
         finally:
             if not complete:
                 self.abandon()
         self._next += 1
         if ask.last:
-            self._length += self._new
-            self._open = False
-            self._tensors = []
+            for one in self._present.values():
+                one.length += one.new
+                one.tensors = []
+            self._open, self._present = False, {}
             self._model._hermes_binder.end(True)
         return given, time.monotonic_ns() - began, self._stalled_ns() - stalled
 
-    def _run_layers(self, stretch: LayerRange, calls: str, states: torch.Tensor) -> torch.Tensor:
+    def _keep_tensors(self, ask: RunLayers, placed: Sequence[Placed], memory: memoryview) -> None:
+        """The next bundle will lie there."""
+        at = 0
+        for part in ask.parts:
+            one = self._present.get(part.member)
+            if one is None:
+                raise BadMessage(f"request {part.member} is in the middle of a pass that it has not begun")
+            one.tensors += [_tensor(memory, place).clone() for place in placed[at : at + len(part.tensors)]]
+            at += len(part.tensors) + 1
+
+    def _run_layers(
+        self, stretch: LayerRange, parts: Sequence[LayerCalls], states: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Of each layer all requests' calls, one after the other: its unit is read once for all of them."""
         count = stretch.last - stretch.first
-        for number, call in enumerate(layer_calls.decode(calls, count, self._tensors, self._cache)):
-            args, kwargs = call(states)
-            output = self._chain.layers[stretch.first + number](*args, **kwargs)
-            states = output[0] if isinstance(output, tuple) else output
+        members = [self._present[part.member] for part in parts]
+        calls = [
+            layer_calls.decode(part.calls, count, one.tensors, one.cache)
+            for part, one in zip(parts, members, strict=True)
+        ]
+        for number in range(count):
+            layer = self._chain.layers[stretch.first + number]
+            with self._bound(stretch.first + number, len(parts)):
+                for place, own in enumerate(calls):
+                    args, kwargs = own[number](states[place])
+                    output = layer(*args, **kwargs)
+                    states[place] = output[0] if isinstance(output, tuple) else output
         return states
 
-    def _begin(self, ask: RunLayers, states: torch.Tensor) -> None:
+    @contextmanager
+    def _bound(self, layer: int, calls: int) -> Iterator[None]:
+        """Inside, the unit of the layer lies there; one of several units reads each of them for every call."""
+        units = self._units(layer)
+        if calls == 1 or len(units) != 1:
+            yield
+            return
+        binder = self._model._hermes_binder
+        binder.hold(units[0])
+        try:
+            yield
+        finally:
+            binder.drop(units[0], True)
+
+    def _begin(self, ask: RunLayers, states: Sequence[torch.Tensor]) -> None:
         self.abandon()
-        if states.dim() < 2:
-            raise BadMessage(f"hidden states of {states.dim()} dimensions")
-        if ask.past == 0:
-            self._cache, self._length = DynamicCache(config=self._model.config), 0
-        elif ask.past > self._length:
-            raise BadMessage(f"a pass goes on behind {ask.past} positions, the caches hold {self._length}")
-        elif ask.past < self._length:
-            self._cache.crop(ask.past - self._length)
-            self._length = ask.past
-        if ask.rows and ask.past:
-            self._cache.reorder_cache(torch.tensor(ask.rows))
-        self._number, self._next, self._new = ask.number, 0, states.shape[1]
-        call = {"hidden_states": states, "past_key_values": self._cache}
-        self._model._hermes_binder.open(lambda: call, None)
-        self._open = True
+        present: dict[int, _Member] = {}
+        for part, own in zip(ask.parts, states, strict=True):
+            if own.dim() < 2:
+                raise BadMessage(f"hidden states of {own.dim()} dimensions")
+            if part.member in present or part.member >= MAX_IN_FLIGHT:
+                raise BadMessage(f"request {part.member} of a pass is named twice, or beyond {MAX_IN_FLIGHT}")
+            present[part.member] = self._go_on(part)
+            present[part.member].new, present[part.member].tensors = own.shape[1], []
+        self._number, self._next = ask.number, 0
+        binder = self._model._hermes_binder
+        calls = [
+            {"hidden_states": own, "past_key_values": one.cache}
+            for own, one in zip(states, present.values(), strict=True)
+        ]
+        for call in calls[1:]:
+            binder.check_call(call)
+        self._members |= present
+        binder.open(lambda: calls[0], None)
+        self._open, self._present = True, present
+
+    def _go_on(self, part: LayerCalls) -> _Member:
+        """The request with caches as it wants them."""
+        if part.past == 0:
+            return _Member(DynamicCache(config=self._model.config))
+        one = self._members.get(part.member, _Member())
+        if part.past > one.length:
+            raise BadMessage(f"a pass goes on behind {part.past} positions, the caches hold {one.length}")
+        if part.past < one.length:
+            one.cache.crop(part.past - one.length)
+            one.length = part.past
+        if part.rows:
+            one.cache.reorder_cache(torch.tensor(part.rows))
+        return one
 
 
 def _tensor(memory: memoryview, one: Placed) -> torch.Tensor:

@@ -47,11 +47,12 @@ def cluster_model(traced: Traced, made: Prepared, chain: Chain) -> ClusterModel:
     slot, _ = slot_shape(made.division.list.slot_nbytes, mmap.PAGESIZE, mmap.PAGESIZE)
     widths = [shape[-1] for shape in traced.trace.layers] or [0]
     count = len(chain.layers)
-    kv = traced.kv_nbytes(range(count)) * traced.batch * traced.positions / max(1, count)
+    rows = traced.batch * traced.in_flight
+    kv = traced.kv_nbytes(range(count)) * rows * traced.positions / max(1, count)
     return ClusterModel(
         layer_nbytes=tuple(sum(units[unit].read_nbytes for unit in part) for part in own),
         head_nbytes=sum(units[unit].read_nbytes for unit in outside if unit > first),
-        hidden_nbytes_per_token=max(widths) * traced.batch * traced.skeleton.dtype.itemsize,
+        hidden_nbytes_per_token=max(widths) * rows * traced.skeleton.dtype.itemsize,
         slot_nbytes=max(slot, mmap.PAGESIZE),
         kv_nbytes_per_layer=round(kv),
         before_nbytes=sum(units[unit].read_nbytes for unit in outside if unit < first),
@@ -66,7 +67,7 @@ def rounding_nbytes(made: Prepared, granule: int) -> int:
 def states_nbytes(traced: Traced) -> int:
     """Hidden states of all reserved positions, in and out of a stage."""
     widest = max((shape.numel() for shape in traced.trace.layers), default=0)
-    return 2 * widest * traced.skeleton.dtype.itemsize
+    return 2 * traced.in_flight * widest * traced.skeleton.dtype.itemsize
 
 
 def recall_costs(

@@ -43,12 +43,12 @@ class StreamedModel:
     @contextlib.contextmanager
     def expect_passes(self, count: int) -> Iterator[None]:
         """Inside, at most `count` passes will run and none after them: nothing is read ahead past the last."""
-        binder = self._hermes_binder
-        binder.passes_left = count
+        holding = self._hermes_binder.now
+        holding.passes_left = count
         try:
             yield
         finally:
-            binder.passes_left = None
+            holding.passes_left = None
 
     def close(self) -> None:
         """End the processes behind the model. Calls after that raise."""

@@ -20,6 +20,9 @@ class Supply(Protocol):
     def release(self, unit: int, computed: bool) -> None:
         """The unit's slot may be used for something else."""
 
+    def keeps(self, unit: int) -> bool:
+        """Whether the unit is there without being asked for: a resident that was used before."""
+
     def read_rows(self, file: int, ranges: Sequence[tuple[int, int]], into: memoryview) -> None:
         """Read the (offset, nbytes) ranges of file number `file`, one after the other, into `into`."""
 

@@ -315,7 +315,7 @@ FAULTS: dict[type[HermesError], tuple[Callable[[Stage], Ended], str]] = {
     errors.TokenRefused: (token_refused, r"hermes-board: this join token is mistyped, or a part of it is"),
     errors.CannotBeCut: (cannot_be_cut, r"AlbertModel has no list of layers in which each runs once.*; run it on one"),
     errors.BoardLost: (board_lost, r"board b1 \(127\.0\.0\.1:\d+\) is gone; without it --memory 680 MiB"),
-    errors.ProtocolsDiffer: (protocols_differ, r"board shelf speaks version 2 of our protocol \(hermes-mp 9\.9\)"),
+    errors.ProtocolsDiffer: (protocols_differ, r"board shelf speaks version 3 of our protocol \(hermes-mp 9\.9\)"),
     errors.NotAllowed: (not_allowed, r"board shelf \(127\.0\.0\.1:\d+\) refuses our key; pair again: hermes-board"),
     errors.NeedsAllWeights: (needs_all_weights, r"lm_head\.weight is not in memory.*; load the model with "),
     errors.InvariantBroken: (invariant_broken, r"TypeError: 'NoneType' object is not callable; please report this"),

@@ -37,6 +37,8 @@ class FileSupply:
     passes: list[str] = field(default_factory=list)
     rows_nbytes: int = 0
     interrupt: int | None = None  # Ctrl-C comes while this unit is waited for
+    residents: frozenset[int] = frozenset()  # there without being asked for
+    acquired: list[int] = field(default_factory=list)
     shift: int = 0  # in which slot, counted from its own, a unit lies
 
     def __post_init__(self) -> None:
@@ -51,7 +53,11 @@ class FileSupply:
         for part in self.division.list.units[unit].ranges:
             self.buffer[base + part.at : base + part.at + part.nbytes] = self._read(part.file, part.offset, part.nbytes)
         self.held.append(unit)
+        self.acquired.append(unit)
         return base
+
+    def keeps(self, unit: int) -> bool:
+        return unit in self.residents
 
     def release(self, unit: int, computed: bool) -> None:
         self.held.remove(unit)

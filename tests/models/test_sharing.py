@@ -6,6 +6,7 @@ What crosses does so as it would between machines: as texts, specs and bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hermes_mp.core.stretches import Stretch, of_board, split_of
 from hermes_mp.errors import BadMessage, CannotBeCut
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.codec import pack, unpack
-from hermes_mp.messages import RunLayers
+from hermes_mp.messages import LayerCalls, RunLayers
 from hermes_mp.models.binding import byte_view
 from hermes_mp.models.chain import Chain, find_chain
 from hermes_mp.models.layer_calls import spec_of
@@ -55,7 +56,10 @@ class Board:
         self.supply.acquire = lambda unit: self.asked.add(unit) or acquire(unit)  # type: ignore[method-assign,func-returns-value]
 
     def units_of(self, layers: Sequence[int]) -> set[int]:
-        return {unit for layer in layers for unit in units_of(self.division, self.chain.layers[layer])}
+        return {unit for layer in layers for unit in self.units_of_layer(layer)}
+
+    def units_of_layer(self, layer: int) -> Sequence[int]:
+        return units_of(self.division, self.chain.layers[layer])
 
 
 class Near:
@@ -63,7 +67,10 @@ class Near:
 
     def __init__(self, directory: Path, deal: Sequence[Stretch], room: int | None = None) -> None:
         self.boards = {name: Board(directory, room) for name in {one.board for one in deal} - {"here"}}
-        self.stages = {name: Stage(board.model, board.chain, lambda: 0) for name, board in self.boards.items()}
+        self.stages = {
+            name: Stage(board.model, board.chain, board.units_of_layer, lambda: 0)
+            for name, board in self.boards.items()
+        }
         self.asks: list[RunLayers] = []
         self.assign(deal)
 
@@ -73,21 +80,25 @@ class Near:
 
     def look(self) -> None: ...
 
-    def run(self, board: str, hop: Hop) -> torch.Tensor:
-        bundle = [*hop.tensors, hop.states]
-        specs = [spec_of(one) for one in bundle]
-        ask = RunLayers(
-            1, hop.number, hop.index, hop.last, hop.past, hop.rows, hop.calls, tuple(specs[:-1]), specs[-1]
+    def run(self, board: str, hops: Sequence[Hop]) -> list[torch.Tensor]:
+        bundle = [one for hop in hops for one in (*hop.tensors, hop.states)]
+        parts = tuple(
+            LayerCalls(
+                hop.member, hop.past, hop.rows, hop.calls, tuple(map(spec_of, hop.tensors)), spec_of(hop.states)
+            )
+            for hop in hops
         )
+        ask = RunLayers(1, hops[0].number, hops[0].index, hops[0].last, parts)
         self.asks.append(ask)
         heard = unpack(pack(ask), RunLayers)
-        placed = place([*heard.tensors, heard.states])
+        placed = place(heard.bundle)
         memory = memoryview(bytearray(placed[-1].end))
         for one, tensor in zip(placed, bundle, strict=True):
             memory[one.at : one.end] = byte_view(tensor.contiguous())
         given, _, _ = self.stages[board].run(heard, placed, memory)
+        given = [one.clone() for one in given]
         memory[:] = bytes(len(memory))  # nothing may refer to it any more
-        return given.clone()
+        return given
 
 
 def shared(directory: Path, deal: Sequence[Stretch], room: int | None = None) -> tuple[Board, Near, Sharing]:
@@ -149,7 +160,7 @@ def test_beams_and_padding(name: str, tmp_path: Path) -> None:
     new = {"max_new_tokens": 20, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
     with torch.no_grad():
         assert torch.equal(head.model.generate(**inputs, **new), plain.generate(**inputs, **new))
-    assert any(ask.rows for ask in near.asks)
+    assert any(part.rows for ask in near.asks for part in ask.parts)
 
 
 def test_a_drafted_answer_crops_caches(tmp_path: Path) -> None:
@@ -167,7 +178,7 @@ def test_a_drafted_answer_crops_caches(tmp_path: Path) -> None:
     with torch.no_grad():
         answer = head.model.generate(**prompt, **new, assistant_model=assistant)
         assert torch.equal(answer, plain.generate(**prompt, **new, assistant_model=assistant))
-    lengths = [(ask.past, ask.states.shape[1]) for ask in near.asks]
+    lengths = [(part.past, part.states.shape[1]) for ask in near.asks for part in ask.parts]
     assert any(0 < after[0] < sum(before) for before, after in pairwise(lengths))
 
 
@@ -181,7 +192,7 @@ def test_another_deal_in_the_middle(tmp_path: Path) -> None:
     wanted = plain.generate(**prompt, **new)
     with torch.no_grad():
         assert torch.equal(head.model.generate(**prompt, **new), wanted)
-        near.run, run = lambda board, hop: run(board, hop) if board != "c" else 1 / 0, near.run  # type: ignore[assignment]
+        near.run, run = lambda board, hops: run(board, hops) if board != "c" else 1 / 0, near.run  # type: ignore[assignment]
         with pytest.raises(ZeroDivisionError):
             head.model.generate(**prompt, **new)
         near.run = run  # type: ignore[method-assign]
@@ -198,7 +209,7 @@ def test_only_what_is_new_crosses(tmp_path: Path) -> None:
     head, near, _ = shared(tmp_path, split_of(DEALS["rounds"]))
     with torch.no_grad():
         head.model(**one.inputs(rows=1))
-    assert [bool(ask.tensors) for ask in near.asks] == [True, True, False, False]
+    assert [bool(part.tensors) for ask in near.asks for part in ask.parts] == [True, True, False, False]
     assert [ask.last for ask in near.asks] == [False, False, True, True]
 
 
@@ -210,6 +221,14 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
         head.model.generate(**one.inputs(rows=1), max_new_tokens=3, cache_implementation="static")
 
 
+def changed(ask: RunLayers, changes: dict[str, Any]) -> RunLayers:
+    """With other values, of its one part where they are of that."""
+    (part,) = ask.parts
+    own = {name: value for name, value in changes.items() if hasattr(part, name)}
+    rest = {name: value for name, value in changes.items() if name not in own}
+    return replace(ask, parts=(replace(part, **own),), **rest)
+
+
 def test_a_stage_refuses_what_does_not_go_on(tmp_path: Path) -> None:
     one = family("gpt2")
     saved(tmp_path, one)
@@ -218,7 +237,7 @@ def test_a_stage_refuses_what_does_not_go_on(tmp_path: Path) -> None:
     with torch.no_grad():
         head.model(**one.inputs(rows=1))
     ask = next(ask for ask in near.asks if ask.index == 0)
-    placed = place([*ask.tensors, ask.states])
+    placed = place(ask.bundle)
     memory = memoryview(bytearray(placed[-1].end))
     stage = near.stages["b"]
     for changes, words in (
@@ -229,6 +248,6 @@ def test_a_stage_refuses_what_does_not_go_on(tmp_path: Path) -> None:
         ({"number": 13, "calls": '[[[[{"tensor": 99}], {}]], [0]]'}, "something that none of ours writes"),
     ):
         with pytest.raises(BadMessage, match=words):
-            stage.run(RunLayers(**{**ask.__dict__, **changes}), placed, memory)
+            stage.run(changed(ask, changes), placed, memory)
     with pytest.raises(BadMessage, match="layers 2 to 9 of 6"):
         stage.assign([*of_board(deal, "b")[:1], type(of_board(deal, "b")[0])(2, 9)])

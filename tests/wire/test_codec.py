@@ -58,7 +58,7 @@ def test_a_kind_is_of_one_union_only_and_every_message_of_one() -> None:
     names = [kind.__name__ for _, kind in KINDS]
     assert len(names) == len(set(names))
     declared = {c.__name__ for c in vars(messages).values() if dataclasses.is_dataclass(c)}
-    assert declared - set(names) == {"Range", "RunPlan", "LayerRange", "TensorSpec"}
+    assert declared - set(names) == {"Range", "RunPlan", "LayerRange", "LayerCalls", "TensorSpec"}
 
 
 def test_the_largest_of_everything_fits_a_frame() -> None:

@@ -1,0 +1,165 @@
+"""Who of several requests goes on next, so that each unit is read once for all of them.
+
+A pass of all is a round: members join it at its beginning only. Inside, each runs until it wants a unit, and waits
+until all others have come as far; then all that want it run in their order while it lies there. One that ends, or that
+an error ends, is waited for no longer. Pure: members are numbers, and it knows neither threads nor weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from hermes_mp.errors import InvariantBroken
+
+
+@dataclass(frozen=True)
+class Run:
+    """This member goes on, until it says where it stands. `moved`: what was wanted before it, nobody wants any more."""
+
+    member: int
+    moved: bool = False
+
+
+@dataclass(frozen=True)
+class Begin:
+    """A round begins: these go on with it."""
+
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Send:
+    """These want the layers at `place` of another board, all that are to want them in this round."""
+
+    members: tuple[int, ...]
+    place: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The round is over, for these to the end."""
+
+    members: tuple[int, ...]
+
+
+Step = Run | Begin | Send | Finish
+
+
+class _At(Enum):
+    FREE = "free"  # it is to go on
+    JOINING = "joining"
+    WANTING = "wanting"
+    AWAY = "away"
+    LEAVING = "leaving"
+
+
+@dataclass
+class _Member:
+    at: _At = _At.FREE
+    what: int = 0  # the unit, or the place
+    inside: bool = False  # the round that is under way
+
+
+class Lockstep:
+    """Do what `next` says; after `Run` the member says one of `join`, `want`, `hop`, `leave` or `go`."""
+
+    def __init__(self) -> None:
+        self._members: dict[int, _Member] = {}  # in the order in which they came
+        self._unit: int | None = None  # that was wanted last
+        self.is_under_way = False  # a round
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def at_boundary(self) -> bool:
+        """Between two rounds: whoever comes now is in the next one."""
+        return not self.is_under_way and not any(one.at is _At.FREE for one in self._members.values())
+
+    # --- what members say
+
+    def come(self, member: int) -> None:
+        if member in self._members:
+            raise InvariantBroken(f"member {member} of a lock step comes twice")
+        self._members[member] = _Member()
+
+    def join(self, member: int) -> None:
+        """It begins a pass, with the next round."""
+        self._stands(member, _At.JOINING, 0, inside=False)
+
+    def want(self, member: int, unit: int) -> None:
+        self._stands(member, _At.WANTING, unit, inside=True)
+
+    def hop(self, member: int, place: int) -> None:
+        """It wants layers of another board."""
+        self._stands(member, _At.AWAY, place, inside=True)
+
+    def leave(self, member: int) -> None:
+        """Its pass is over, and it waits until all others' are."""
+        self._stands(member, _At.LEAVING, 0, inside=True)
+
+    def drop(self, member: int) -> None:
+        """Its pass was cut short: it goes on outside of the round."""
+        self._stands(member, _At.FREE, 0, inside=False)
+
+    def go(self, member: int) -> None:
+        """It has ended, wherever it was."""
+        del self._members[member]
+
+    def break_off(self) -> None:
+        """No round is under way any more, and all go on, to their ends."""
+        self.is_under_way, self._unit = False, None
+        for one in self._members.values():
+            one.at, one.inside = _At.FREE, False
+
+    def _stands(self, member: int, at: _At, what: int, inside: bool) -> None:
+        one = self._members[member]
+        one.at, one.what, one.inside = at, what, inside
+
+    # --- what is to be done
+
+    def next(self) -> Step | None:
+        """The next step, taken as done; None without members."""
+        free = self._those(_At.FREE)
+        if free:
+            return Run(free[0])
+        wanting = self._those(_At.WANTING)
+        if wanting:
+            return self._for_unit(wanting)
+        away = self._those(_At.AWAY)
+        if away:
+            place = min(self._members[member].what for member in away)
+            found = tuple(member for member in away if self._members[member].what == place)
+            self._unit = None
+            return Send(self._set_free(found), place)
+        if self.is_under_way:
+            self.is_under_way, self._unit = False, None
+            found = self._set_free(self._those(_At.LEAVING))
+            for member in found:
+                self._members[member].inside = False
+            return Finish(found)
+        joining = self._those(_At.JOINING)
+        if not joining:
+            return None
+        self.is_under_way = True
+        for member in joining:
+            self._members[member].inside = True
+        return Begin(self._set_free(joining))
+
+    def _for_unit(self, wanting: tuple[int, ...]) -> Run:
+        """Who is least far goes on first, where not all want the same."""
+        wanted = {member: self._members[member].what for member in wanting}
+        moved = self._unit not in wanted.values()
+        if moved:
+            self._unit = min(wanted.values())
+        (member,) = self._set_free(tuple(one for one in wanting if wanted[one] == self._unit)[:1])
+        return Run(member, moved)
+
+    def _those(self, at: _At) -> tuple[int, ...]:
+        return tuple(number for number, one in self._members.items() if one.at is at)
+
+    def _set_free(self, members: tuple[int, ...]) -> tuple[int, ...]:
+        for member in members:
+            self._members[member].at = _At.FREE
+        return members

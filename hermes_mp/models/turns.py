@@ -1,0 +1,221 @@
+"""Several requests at once, each in a thread of its own, of which one at a time runs: whose turn it is says
+`core.lockstep`. At a turn the binder, the sharing and torch's random numbers become those of that request.
+
+It knows no message and no process: what a request does is its caller's. Threads that wait when the process ends are
+left behind.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from hermes_mp.core.lockstep import Begin, Finish, Lockstep, Run, Send
+from hermes_mp.models.binding import Binder, Holding
+from hermes_mp.models.sharing import Hop, Noted, Sharing
+
+
+@dataclass
+class _Member:
+    """`thrown` is raised where it waits; `error` is what ended it."""
+
+    thread: threading.Thread
+    noted: Noted
+    random: torch.Tensor
+    holding: Holding = field(default_factory=Holding)
+    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    thrown: BaseException | None = None
+    error: BaseException | None = None
+    has_ended: bool = False
+    joins: tuple[bool, int | None, tuple[int, int]] = (True, None, (1, 1))
+    hop: tuple[str, Hop] | None = None
+    given: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Request `member` has ended, by `error` or as it should."""
+
+    member: int
+    error: BaseException | None
+
+
+class Turns:
+    """`start` requests and `advance` them, from one thread; the other methods are for theirs."""
+
+    def __init__(self, binder: Binder, sharing: Sharing | None = None, at_most: int = 1) -> None:
+        """Takes both over. At most so many requests will be in flight, of numbers below that."""
+        self._binder, self._sharing = binder, sharing
+        binder.turns, binder.lock = self, nullcontext()
+        if sharing is not None:
+            sharing.away, sharing.in_flight = self, at_most
+        self._mind = Lockstep()
+        self._members: dict[int, _Member] = {}
+        self._ended: list[Ended] = []
+        self._back = threading.Semaphore(0)
+        self._running: _Member | None = None
+        self._breaks_off: BaseException | None = None
+        self._threads = torch.get_num_threads()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, member: int) -> bool:
+        return member in self._members
+
+    # --- for the thread that owns it
+
+    def start(self, member: int, work: Callable[[], None]) -> None:
+        """From the next `advance` on; `work` may call the model and is run in a thread of its own."""
+        self._mind.come(member)
+        thread = threading.Thread(target=self._work, args=(member, work), daemon=True, name=f"request {member}")
+        self._members[member] = _Member(thread, Noted(member), torch.get_rng_state())
+        thread.start()
+
+    def advance(self) -> list[Ended]:
+        """One pass of all; who has ended until the next one could begin. Raises what is wrong with the supply."""
+        self._until_boundary()
+        if len(self._mind):
+            self._step()
+            self._until_boundary()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def break_off(self, error: BaseException) -> None:
+        """`error` ends all requests, wherever they are."""
+        was_under_way = self._mind.is_under_way
+        self._breaks_off = error
+        self._mind.break_off()
+        while len(self._mind):
+            self._step()
+        self._breaks_off, self._ended = None, []
+        self._binder.release_unused()
+        if was_under_way:
+            self._binder.supply.pass_ended(False)
+
+    def _until_boundary(self) -> None:
+        while not self._mind.at_boundary:
+            self._step()
+
+    def _step(self) -> None:
+        step = self._mind.next()
+        if isinstance(step, Run):
+            if step.moved:
+                self._binder.release_unused()
+            self._let_run(step.member)
+        elif isinstance(step, Begin):
+            self._begin([self._members[one] for one in step.members])
+        elif isinstance(step, Send):
+            self._binder.release_unused()
+            self._send([self._members[one] for one in step.members])
+        elif isinstance(step, Finish):
+            self._binder.release_unused()
+            self._finish([self._members[one] for one in step.members])
+
+    def _begin(self, members: Sequence[_Member]) -> None:
+        """Another pass is expected if any of them does one; rows are those of all."""
+        told = [one.joins for one in members]
+        ends = [end for _, end, _ in told if end is not None]
+        end = None if not ends else 0 if 0 in ends else max(ends)
+        if self._sharing is not None:
+            number = self._sharing.number()
+            for one in members:
+                one.noted.number = number
+        try:
+            self._binder.supply.forecast(any(more for more, _, _ in told), end)
+            rows, tokens = sum(extent[0] for _, _, extent in told), max(extent[1] for _, _, extent in told)
+            self._binder.supply.pass_started(rows, tokens)
+        except Exception as error:  # each of them raises it
+            for one in members:
+                one.thrown = error
+
+    def _send(self, members: Sequence[_Member]) -> None:
+        hops = [one.hop for one in members if one.hop is not None]
+        board, _ = hops[0]
+        assert self._sharing is not None
+        try:
+            given = self._sharing.far.run(board, [hop for _, hop in hops])
+        except Exception as error:  # each of them raises it
+            for one in members:
+                one.thrown = error
+            return
+        for one, states in zip(members, given, strict=True):
+            one.given = states
+
+    def _finish(self, members: Sequence[_Member]) -> None:
+        try:
+            self._binder.supply.pass_ended(bool(members))
+        except Exception as error:  # of no request it is known whether its pass was right
+            for one in members:
+                one.thrown = error
+
+    def _let_run(self, number: int) -> None:
+        one = self._members[number]
+        self._binder.now, self._running = one.holding, one
+        if self._sharing is not None:
+            self._sharing.now = one.noted
+        torch.set_rng_state(one.random)
+        one.go.release()
+        self._back.acquire()
+        one.random = torch.get_rng_state()
+        if one.has_ended:
+            one.thread.join()
+            self._mind.go(number)
+            del self._members[number]
+            self._ended.append(Ended(number, one.error))
+
+    # --- for the request that runs
+
+    def join(self, more: bool, end: int | None, extent: tuple[int, int]) -> None:
+        self._current.joins = more, end, extent
+        self._wait(self._mind.join)
+
+    def want(self, unit: int) -> None:
+        self._wait(self._mind.want, unit)
+
+    def leave(self, complete: bool) -> None:
+        if complete:
+            self._wait(self._mind.leave)
+        elif self._breaks_off is None:
+            self._mind.drop(self._current.noted.member)
+
+    def hop(self, board: str, place: int, hop: Hop) -> torch.Tensor:
+        one = self._current
+        one.hop = board, hop
+        self._wait(self._mind.hop, place)
+        given, one.hop, one.given = one.given, None, None
+        assert given is not None
+        return given
+
+    @property
+    def _current(self) -> _Member:
+        assert self._running is not None
+        return self._running
+
+    def _wait(self, say: Callable[..., None], *what: int) -> None:
+        """Say where the request stands, and let others run until it is its turn again."""
+        one = self._current
+        if self._breaks_off is not None:
+            raise self._breaks_off
+        say(one.noted.member, *what)
+        self._back.release()
+        one.go.acquire()
+        thrown, one.thrown = one.thrown or self._breaks_off, None
+        if thrown is not None:
+            raise thrown
+
+    def _work(self, number: int, work: Callable[[], None]) -> None:
+        one = self._members[number]
+        one.go.acquire()
+        try:
+            torch.set_num_threads(self._threads)  # of OpenMP's, each thread has a number of its own
+            if self._breaks_off is None:
+                work()
+        except BaseException as error:  # whoever owns the turns decides
+            one.error = error
+        one.has_ended = True
+        self._back.release()
