@@ -61,6 +61,7 @@ SILENCE_S = HEARTBEAT_TIMEOUT_S + 0.5  # of a board that was asked for something
 LOOK_S = 0.25  # how often the others are looked at meanwhile
 START_S = 120.0  # a small board imports slowly; it says once a second that it is at it
 REJOIN_S = 1.0  # to find out whether a lost board is there again
+LEFT_ALONE = 5.0  # times as long as one has let us wait, until it is tried again
 MOST_AT_ONCE = 64  # messages of a board that nothing was asked
 PROBES, PROBE_NBYTES = 5, 1 << 20
 
@@ -87,6 +88,7 @@ class Linked:
     stage: dict[str, Any] = field(default_factory=dict)  # what it last said of its stage
     is_welcome: bool = False
     refuses: bool = False  # what is asked of it, as long as it is set up as it is
+    again_s: float = 0.0  # while it is lost: not to be tried before
     ready: int = 0  # the epoch that its stage is ready for
     heard_s: float = 0.0
     waits_for: str = ""
@@ -173,6 +175,21 @@ class Boards:
         except BadMessage as error:
             raise self._lose(one, str(error)) from error
         one.is_welcome = True
+
+    def come_back(self) -> list[str]:
+        """Greet those that were lost and may be there again; who is. One that is only away costs a share of the time."""
+        back = []
+        for name, one in self.linked.items():
+            began_s = time.monotonic()
+            if one.link is not None or one.refuses or began_s < one.again_s:
+                continue
+            try:
+                self.greet(name, REJOIN_S)
+                back.append(name)
+            except HermesError:
+                now_s = time.monotonic()
+                one.again_s = now_s + LEFT_ALONE * (now_s - began_s)
+        return back
 
     def measure(self, name: str) -> tuple[float, float]:
         """Bytes per second of the link, and its round trip in seconds. Raises LostBoard."""

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 HERE = "head"  # the head's own name among the boards
 STOP_S = 1.0
-REJOIN_S = 1.0
 
 
 class Head:
@@ -203,16 +202,13 @@ class Head:
     def _rejoin(self) -> list[str]:
         """Lost boards that are there again take part from this request on."""
         back = []
-        for name, one in self.boards.linked.items():
-            if one.link is not None or one.refuses:
-                continue
+        for name in self.boards.come_back():
             try:
-                self.boards.greet(name, REJOIN_S)
                 self.boards.start([name], self._settings["boards"]["stage"], self.epoch)
-                self._link.send(BoardGone(name, ""))
-                back.append(name)
             except HermesError:
                 continue
+            self._link.send(BoardGone(name, ""))
+            back.append(name)
         return back
 
     # --- layers of other boards (models.sharing.Far)
