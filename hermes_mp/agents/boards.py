@@ -177,7 +177,7 @@ class Boards:
         one.is_welcome = True
 
     def come_back(self) -> list[str]:
-        """Greet those that were lost and may be there again; who is. One that is only away costs a share of the time."""
+        """Greet those that were lost and may be there again; who is. One that stays away costs a share of the time."""
         back = []
         for name, one in self.linked.items():
             began_s = time.monotonic()
