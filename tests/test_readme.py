@@ -14,6 +14,7 @@ README = ROOT / "README.md"
 FOLDERS = {
     "hermes_mp": "the one import package",
     "hermes_mp/core": "pure: no clock, socket, file, process, torch",
+    "hermes_mp/core/cluster": "several boards, as figures: who should run which layers, and what that comes to",
     "hermes_mp/host": "each facility of the operating system, touched in one file",
     "hermes_mp/models": "torch: from a checkpoint to a model on streamed weights",
     "hermes_mp/models/tasks": "what a model is for",

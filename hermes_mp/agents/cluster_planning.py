@@ -1,6 +1,6 @@
 """A head's plan for its boards: gathers what they told and what links gave, asks the planner, and watches the run.
 
-It knows the boards by `agents.boards`, and neither sockets nor tensors; what is fast is `core.cluster_planner`'s.
+It knows the boards by `agents.boards`, and neither sockets nor tensors; what is fast is `core.cluster.planner`'s.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.boards import Boards
 from hermes_mp.agents.stage_costs import disk_rate, head_beside_nbytes, idle_nbytes
-from hermes_mp.core.boards_report import BoardPart
-from hermes_mp.core.cluster import Cluster, ClusterModel, ClusterPlan, LinkFacts
-from hermes_mp.core.cluster_facts import ESTIMATED, MEASURED, Told, differences, make_cluster, read_told
-from hermes_mp.core.cluster_planner import given_plan, plan
-from hermes_mp.core.cluster_watch import Slow, Turn, Watch, corrected, expected, when_to_change
-from hermes_mp.core.layer_costs import LayerCosts, Learning
-from hermes_mp.core.stretches import Stretch, check_stretches, layers_of, split_of
+from hermes_mp.core.cluster.cluster import Cluster, ClusterModel, ClusterPlan, LinkFacts
+from hermes_mp.core.cluster.facts import ESTIMATED, MEASURED, Told, differences, make_cluster, read_told
+from hermes_mp.core.cluster.layer_costs import LayerCosts, Learning
+from hermes_mp.core.cluster.planner import given_plan, plan
+from hermes_mp.core.cluster.report import BoardPart
+from hermes_mp.core.cluster.stretches import Stretch, check_stretches, layers_of, split_of
+from hermes_mp.core.cluster.watch import Slow, Turn, Watch, corrected, expected, when_to_change
 from hermes_mp.errors import BadMessage, BudgetTooSmall, CannotBeCut
 from hermes_mp.host import profilecache
 from hermes_mp.host.cachedir import versions

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hermes_mp.agents.profiler import in_own_process, work_as_told
-from hermes_mp.core.cluster import Cluster, LinkFacts
-from hermes_mp.core.cluster_facts import Told, differences, make_cluster, model_from_json, model_to_json
+from hermes_mp.core.cluster.cluster import Cluster, LinkFacts
+from hermes_mp.core.cluster.facts import Told, differences, make_cluster, model_from_json, model_to_json
 
 HERE = "head"
 STOP_S = 2.0

@@ -12,7 +12,7 @@ from typing import Any
 
 from hermes_mp.agents.boards import Boards, LostBoard, StageForgotten
 from hermes_mp.agents.cluster_planning import ClusterPlanning
-from hermes_mp.core.cluster_watch import Turn
+from hermes_mp.core.cluster.watch import Turn
 
 
 @dataclass

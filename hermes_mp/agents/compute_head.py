@@ -15,7 +15,7 @@ from hermes_mp.agents.cluster_watching import Watching
 from hermes_mp.agents.compute_model import Opened
 from hermes_mp.agents.supplying import LinkedSupply
 from hermes_mp.core.bundle import Placed
-from hermes_mp.core.stretches import Stretch, of_board
+from hermes_mp.core.cluster.stretches import Stretch, of_board
 from hermes_mp.errors import HermesError
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.fingerprint import fingerprint

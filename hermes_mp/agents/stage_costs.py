@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hermes_mp.core.budget import DAEMON_NBYTES, LOADER_NBYTES, MARGIN_NBYTES
 from hermes_mp.core.busy import Reading
-from hermes_mp.core.cluster_facts import Told
-from hermes_mp.core.layer_costs import Learning
+from hermes_mp.core.cluster.facts import Told
+from hermes_mp.core.cluster.layer_costs import Learning
 from hermes_mp.core.loading import READERS
 from hermes_mp.core.planner import DAEMON_AT_WORK, LOADER_AT_WORK
 from hermes_mp.core.profile import ASSUMED_DEVICE, DeviceProfile, ReadRate

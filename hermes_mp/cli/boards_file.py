@@ -10,7 +10,7 @@ from typing import Any
 
 from hermes_mp.config import LaunchConfig, PlanConfig, is_name
 from hermes_mp.core.address import is_loopback, split_address
-from hermes_mp.core.stretches import parse_split
+from hermes_mp.core.cluster.stretches import parse_split
 from hermes_mp.errors import BadOption, BoardUnknown, UnsafeAddress
 from hermes_mp.host.pairings import Store
 

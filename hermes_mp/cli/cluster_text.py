@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from hermes_mp.core.cluster import BoardPlan, ClusterPlan
-from hermes_mp.core.cluster_reasons import per_s
-from hermes_mp.core.remote_loaders import RemoteLoaders
+from hermes_mp.core.cluster.cluster import BoardPlan, ClusterPlan
+from hermes_mp.core.cluster.reasons import per_s
+from hermes_mp.core.cluster.remote_loaders import RemoteLoaders
 
 SCHEMA = 1
 COLUMNS: tuple[str, ...] = (

@@ -12,9 +12,9 @@ from hermes_mp.agents.quarters import LOADERS
 from hermes_mp.cli import cluster_text, embedded
 from hermes_mp.cli.boards_file import shared_with
 from hermes_mp.config import PlanConfig
-from hermes_mp.core.cluster import ClusterPlan
-from hermes_mp.core.cluster_planner import given_plan, plan
-from hermes_mp.core.stretches import check_stretches, split_of
+from hermes_mp.core.cluster.cluster import ClusterPlan
+from hermes_mp.core.cluster.planner import given_plan, plan
+from hermes_mp.core.cluster.stretches import check_stretches, split_of
 from hermes_mp.host import hub
 from hermes_mp.host.checkpoint import find_checkpoint
 

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from hermes_mp.core.boards_report import BoardPart
 from hermes_mp.core.busy import Reading
+from hermes_mp.core.cluster.report import BoardPart
 from hermes_mp.core.report import Memory, Report, Seconds, Verified
 from hermes_mp.core.squeeze import Change
 from hermes_mp.messages import PassEnded, PassStarted, RowsRead, RunPlan, Ticket, UnitDone, UnitLoaded

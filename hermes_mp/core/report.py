@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from hermes_mp.core.boards_report import BoardPart, board_lines
+from hermes_mp.core.cluster.report import BoardPart, board_lines
 
 LOADERS_NAMED = 6  # more are summed up in one word
 

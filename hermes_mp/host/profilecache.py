@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hermes_mp.core.layer_costs import LayerCosts
+from hermes_mp.core.cluster.layer_costs import LayerCosts
 from hermes_mp.core.profile import DeviceProfile, ModelProfile
 from hermes_mp.errors import BadMessage
 from hermes_mp.host.cachedir import FORMAT, cache_directory, keep, versions

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache
 
-from hermes_mp.core.stretches import Stretch
+from hermes_mp.core.cluster.stretches import Stretch
 from hermes_mp.errors import CannotBeCut
 from hermes_mp.messages import MAX_TEXT_CHARS
 from hermes_mp.models import layer_calls

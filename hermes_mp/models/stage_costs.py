@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 
 from hermes_mp.core.budget import slot_shape
-from hermes_mp.core.cluster import ClusterModel
-from hermes_mp.core.layer_costs import LayerCosts
+from hermes_mp.core.cluster.cluster import ClusterModel
+from hermes_mp.core.cluster.layer_costs import LayerCosts
 from hermes_mp.host import profilecache
 from hermes_mp.host.checkpoint import Checkpoint
 from hermes_mp.models.chain import Chain, find_chain

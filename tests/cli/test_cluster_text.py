@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from hermes_mp.cli.cluster_text import as_lines, as_object, ranges, remote_lines, summary, table
-from hermes_mp.core.cluster import BoardPlan, ClusterPlan, LeftOut, Lending
-from hermes_mp.core.remote_loaders import RemoteLoaders
-from hermes_mp.core.stretches import Stretch
+from hermes_mp.core.cluster.cluster import BoardPlan, ClusterPlan, LeftOut, Lending
+from hermes_mp.core.cluster.remote_loaders import RemoteLoaders
+from hermes_mp.core.cluster.stretches import Stretch
 
 MIB = 1 << 20
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hermes_mp.core.budget import slot_cost
-from hermes_mp.core.cluster import BoardFacts, Cluster, ClusterModel, LinkFacts
-from hermes_mp.core.cluster_forecast import Forecaster, Way
+from hermes_mp.core.cluster.cluster import BoardFacts, Cluster, ClusterModel, LinkFacts
+from hermes_mp.core.cluster.forecast import Forecaster, Way
 
 MIB = 1 << 20
 LAYER_NBYTES = 20 * MIB

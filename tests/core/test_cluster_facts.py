@@ -9,9 +9,8 @@ from cluster_cases import GIGABIT, MIB, decoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_mp.core.boards_report import BoardPart, board_lines
 from hermes_mp.core.budget import slot_cost
-from hermes_mp.core.cluster_facts import (
+from hermes_mp.core.cluster.facts import (
     MEASURED,
     Told,
     board_facts,
@@ -21,8 +20,9 @@ from hermes_mp.core.cluster_facts import (
     model_to_json,
     read_told,
 )
-from hermes_mp.core.cluster_planner import plan
-from hermes_mp.core.layer_costs import ENOUGH, LayerCosts, Learning
+from hermes_mp.core.cluster.layer_costs import ENOUGH, LayerCosts, Learning
+from hermes_mp.core.cluster.planner import plan
+from hermes_mp.core.cluster.report import BoardPart, board_lines
 from hermes_mp.errors import BadMessage
 
 TOLD = Told(400 * MIB, 200 * MIB, 10 * MIB, 2, 45e6, 0.01, 0.001, 0.02, 5 * MIB, MEASURED)

@@ -9,9 +9,9 @@ from cluster_cases import GIGABIT, LAYER_NBYTES, board, cluster, decoder, drawn,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hermes_mp.core.cluster import Cluster, Lending, LinkFacts
-from hermes_mp.core.cluster_deals import in_rounds
-from hermes_mp.core.cluster_forecast import Forecaster, Way
+from hermes_mp.core.cluster.cluster import Cluster, Lending, LinkFacts
+from hermes_mp.core.cluster.deals import in_rounds
+from hermes_mp.core.cluster.forecast import Forecaster, Way
 from hermes_mp.core.forecast import Flow, simulate
 from hermes_mp.core.planner import ORDER_S, READ_S, UNIT_S
 

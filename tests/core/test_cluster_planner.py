@@ -11,12 +11,12 @@ from cluster_cases import LAYER_NBYTES, MIB, board, cluster, decoder, drawn, eve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hermes_mp.core.cluster import Cluster, ClusterPlan, Lending, LinkFacts
-from hermes_mp.core.cluster_all_deals import try_all_deals
-from hermes_mp.core.cluster_deals import least_budget
-from hermes_mp.core.cluster_planner import contiguous_plan, given_plan, plan
-from hermes_mp.core.cluster_search import TOLERANCE, WORK, Search
-from hermes_mp.core.stretches import Stretch
+from hermes_mp.core.cluster.all_deals import try_all_deals
+from hermes_mp.core.cluster.cluster import Cluster, ClusterPlan, Lending, LinkFacts
+from hermes_mp.core.cluster.deals import least_budget
+from hermes_mp.core.cluster.planner import contiguous_plan, given_plan, plan
+from hermes_mp.core.cluster.search import TOLERANCE, WORK, Search
+from hermes_mp.core.cluster.stretches import Stretch
 from hermes_mp.errors import BadOption, BudgetTooSmall, CannotBeCut
 
 NAN = float("nan")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from cluster_cases import GIGABIT, board, cluster, decoder
 
-from hermes_mp.core.cluster import Cluster, LinkFacts
-from hermes_mp.core.remote_loaders import choose_remote_loaders
+from hermes_mp.core.cluster.cluster import Cluster, LinkFacts
+from hermes_mp.core.cluster.remote_loaders import choose_remote_loaders
 from hermes_mp.errors import BadOption
 
 

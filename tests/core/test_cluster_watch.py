@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from cluster_cases import board, cluster, decoder
 
-from hermes_mp.core.cluster import Cluster, ClusterPlan
-from hermes_mp.core.cluster_planner import plan
-from hermes_mp.core.cluster_watch import (
+from hermes_mp.core.cluster.cluster import Cluster, ClusterPlan
+from hermes_mp.core.cluster.planner import plan
+from hermes_mp.core.cluster.watch import (
     DISK,
     LINK,
     PASSES,

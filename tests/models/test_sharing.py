@@ -18,7 +18,7 @@ from families import FAMILIES, LAYERS, Family, family
 from file_supply import FileSupply
 
 from hermes_mp.core.bundle import place
-from hermes_mp.core.stretches import Stretch, of_board, split_of
+from hermes_mp.core.cluster.stretches import Stretch, of_board, split_of
 from hermes_mp.errors import BadMessage, CannotBeCut
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.codec import pack, unpack

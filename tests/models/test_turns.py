@@ -11,7 +11,7 @@ import torch
 from families import family
 from test_sharing import DEALS, Board, Near, saved, shared
 
-from hermes_mp.core.stretches import Stretch, split_of
+from hermes_mp.core.cluster.stretches import Stretch, split_of
 from hermes_mp.models.sharing import Sharing
 from hermes_mp.models.turns import Turns
 

@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hermes_mp.core.cluster import CREDIT_NBYTES, Cluster, Lending
-from hermes_mp.core.cluster_deals import hops_of, ideal, in_rounds
-from hermes_mp.core.cluster_forecast import Forecaster, Way
+from hermes_mp.core.cluster.cluster import CREDIT_NBYTES, Cluster, Lending
+from hermes_mp.core.cluster.deals import hops_of, ideal, in_rounds
+from hermes_mp.core.cluster.forecast import Forecaster, Way
 
 TOLERANCE = 0.01  # a way that is better by less is no better: then fewer boards, fewer hops, longer stretches win
 WORK = 300_000  # units walked over in all: about 0.2 s on one core of a server

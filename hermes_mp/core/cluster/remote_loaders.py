@@ -1,7 +1,7 @@
 """How many remote loaders a board that runs alone should have, and whose: each reads another board's disk for it.
 
 They are taken one after the other, the best first, as long as each pays; where none does it says why. It knows the
-forecast of `core.cluster_forecast`, and no socket.
+forecast of `core.cluster.forecast`, and no socket.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hermes_mp.core.cluster import Cluster, Lending
-from hermes_mp.core.cluster_forecast import Way
-from hermes_mp.core.cluster_reasons import mb_per_s, per_s
-from hermes_mp.core.cluster_search import Search
+from hermes_mp.core.cluster.cluster import Cluster, Lending
+from hermes_mp.core.cluster.forecast import Way
+from hermes_mp.core.cluster.reasons import mb_per_s, per_s
+from hermes_mp.core.cluster.search import Search
 from hermes_mp.core.planner import LOADER_S, LOADER_SHARE
 
 LEAST_GAIN = 0.05  # of a pass: forecasts are off by as much, and another board can be lost

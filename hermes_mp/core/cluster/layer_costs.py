@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from hermes_mp.core.cluster_facts import ESTIMATED, MEASURED
+from hermes_mp.core.cluster.facts import ESTIMATED, MEASURED
 from hermes_mp.errors import BadMessage
 
 LAYER_S = 0.0005  # of Python and small operations, per layer and pass

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hermes_mp.core.budget import MIN_SLOTS, slot_cost
-from hermes_mp.core.cluster import Cluster, Lending
-from hermes_mp.core.cluster_borrowing import memory_beside, readers_of
+from hermes_mp.core.cluster.borrowing import memory_beside, readers_of
+from hermes_mp.core.cluster.cluster import Cluster, Lending
 from hermes_mp.core.planner import ORDER_S, READ_S, UNIT_S
 from hermes_mp.core.residents import choose_residents
 

@@ -1,7 +1,7 @@
 """Several boards that run one model: what was measured of them and of their links, and what is planned for them.
 
 Plain figures: bytes, seconds, bytes per second. A stretch is a run of consecutive layers on one board; the head is the
-board that all others talk to. `core.cluster_planner` finds a plan, `core.cluster_forecast` says how long a pass takes.
+board that all others talk to. `core.cluster.planner` finds a plan, `core.cluster.forecast` says how long a pass takes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hermes_mp.core.budget import DAEMON_NBYTES, LOADER_NBYTES, MARGIN_NBYTES
-from hermes_mp.core.stretches import Stretch
+from hermes_mp.core.cluster.stretches import Stretch
 from hermes_mp.errors import BadOption, CannotBeCut
 
 # Of processes on both sides, in one change from the head to a board and back: of 40 empty hops over loopback the

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hermes_mp.core.cluster import Cluster, LinkFacts
-from hermes_mp.core.cluster_deals import least_budget
-from hermes_mp.core.cluster_forecast import Forecaster, Way
+from hermes_mp.core.cluster.cluster import Cluster, LinkFacts
+from hermes_mp.core.cluster.deals import least_budget
+from hermes_mp.core.cluster.forecast import Forecaster, Way
 
 FAST = 1e12  # bytes per second
 SAME = 0.01  # forecasts that differ by less are the same

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hermes_mp.core.stretches import ranges_text
+from hermes_mp.core.cluster.stretches import ranges_text
 
 
 @dataclass(frozen=True)

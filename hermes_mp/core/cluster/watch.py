@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hermes_mp.core.cluster import Cluster, ClusterPlan
+from hermes_mp.core.cluster.cluster import Cluster, ClusterPlan
 
 SLOW = 2.0  # times what was forecast of it
 PASSES = 8  # in a row: what else runs on a board disturbs a few

@@ -1,7 +1,7 @@
 """The planner of several boards: from what was measured of them to who runs which layers, and who reads for whom.
 
 `plan` searches, `contiguous_plan` only among one stretch per board, `given_plan` forecasts what a user has named.
-Boards that would not help are left out, and it is said why. What is fast is known to `core.cluster_forecast` alone.
+Boards that would not help are left out, and it is said why. What is fast is known to `core.cluster.forecast` alone.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hermes_mp.core.cluster import BoardPlan, Cluster, ClusterPlan, LeftOut, Lending
-from hermes_mp.core.cluster_all_deals import try_all_deals
-from hermes_mp.core.cluster_borrowing import memory_beside, readers_of
-from hermes_mp.core.cluster_deals import hops_of, least_budget, owners_of, stretches_of
-from hermes_mp.core.cluster_forecast import Load, Pass, Way
-from hermes_mp.core.cluster_reasons import why_left_out, why_useless
-from hermes_mp.core.cluster_search import Genes, Search
-from hermes_mp.core.stretches import Stretch
+from hermes_mp.core.cluster.all_deals import try_all_deals
+from hermes_mp.core.cluster.borrowing import memory_beside, readers_of
+from hermes_mp.core.cluster.cluster import BoardPlan, Cluster, ClusterPlan, LeftOut, Lending
+from hermes_mp.core.cluster.deals import hops_of, least_budget, owners_of, stretches_of
+from hermes_mp.core.cluster.forecast import Load, Pass, Way
+from hermes_mp.core.cluster.reasons import why_left_out, why_useless
+from hermes_mp.core.cluster.search import Genes, Search
+from hermes_mp.core.cluster.stretches import Stretch
 from hermes_mp.errors import BadOption, BudgetTooSmall, CannotBeCut
 
 PROMPT_TOKENS = 32

@@ -1,6 +1,6 @@
 """Every deal of a few layers to a few boards, with every window, where its own bound does not rule it out.
 
-It goes on from what `core.cluster_search` has found, which makes most bounds too high to be tried.
+It goes on from what `core.cluster.search` has found, which makes most bounds too high to be tried.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from hermes_mp.core.cluster import Cluster, Lending
-from hermes_mp.core.cluster_forecast import Way
-from hermes_mp.core.cluster_search import TOLERANCE, Search
+from hermes_mp.core.cluster.cluster import Cluster, Lending
+from hermes_mp.core.cluster.forecast import Way
+from hermes_mp.core.cluster.search import TOLERANCE, Search
 
 MOST_DEALS = 5000  # of all sets of boards together
 MOST_WORK = 1_500_000  # units walked over: with many slots there are more windows than anybody would wait for

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hermes_mp.core.budget import MIN_SLOTS, slot_cost
-from hermes_mp.core.cluster import BoardFacts, Cluster, ClusterModel, LinkFacts
+from hermes_mp.core.cluster.cluster import BoardFacts, Cluster, ClusterModel, LinkFacts
 from hermes_mp.errors import BadMessage
 
 MOST_NBYTES, MOST_S = 1 << 50, 1e5

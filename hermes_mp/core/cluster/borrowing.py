@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hermes_mp.core.budget import LOADER_NBYTES
-from hermes_mp.core.cluster import CREDIT_NBYTES, LENDER_NBYTES, Cluster, Lending
+from hermes_mp.core.cluster.cluster import CREDIT_NBYTES, LENDER_NBYTES, Cluster, Lending
 
 
 def readers_of(cluster: Cluster, board: int, lendings: Sequence[Lending]) -> tuple[tuple[float, float], ...]:

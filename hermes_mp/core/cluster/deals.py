@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hermes_mp.core.budget import MIN_SLOTS, slot_cost
-from hermes_mp.core.cluster import Cluster, Lending
-from hermes_mp.core.cluster_borrowing import memory_beside, readers_of
-from hermes_mp.core.stretches import Stretch
+from hermes_mp.core.cluster.borrowing import memory_beside, readers_of
+from hermes_mp.core.cluster.cluster import Cluster, Lending
+from hermes_mp.core.cluster.stretches import Stretch
 from hermes_mp.errors import BadOption
 
 HALVINGS = 40  # of the time within which all boards can hold or read all layers
