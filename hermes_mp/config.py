@@ -300,6 +300,11 @@ class LaunchConfig(StreamConfig):
         1, _whole(1, MAX_IN_FLIGHT), "answer so many requests at once, with one reading of the weights for all: the "
         "same answers, each a little later and all much sooner; memory is reserved for each", "N", _REQUEST,
     )  # fmt: skip
+    prefill_chunk: int | None = _option(
+        None, _whole(1, 2**24), "take a prompt through the layers in chunks of so many tokens: of several boards that "
+        "are dealt single layers in turns all then compute at once; last bits may differ from the whole prompt's",
+        "TOKENS", _REQUEST,
+    )  # fmt: skip
     raw: bool = _option(False, SWITCH, "do not use the tokenizer's chat template", "", _REQUEST)
     token_embeddings: bool = _option(False, SWITCH, "embeddings: also give the vector of every token", "", _REQUEST)
     max_new_tokens: int = _option(64, _whole(1, 2**24), "generate at most this many tokens", "N", _SAMPLING)

@@ -243,12 +243,14 @@ class AssignLayers:
 class LayerCalls:
     """What request `member` of those that are in flight gives a stretch; each has caches of its own.
 
+    `chunk`: of its prompt, in their order, which share its caches.
     At the first stretch of a pass these are to hold `past` positions and to have `rows` of the rows that they had
     (empty: as they are). `calls`: a JSON text, what each layer is given beside the states, see `models.layer_calls`;
     `tensors` are those of it that this pass has not sent yet.
     """
 
     member: int
+    chunk: int
     past: int
     rows: tuple[int, ...]
     calls: str
@@ -260,6 +262,7 @@ class LayerCalls:
 class RunLayers:
     """Run the stage's stretch number `index`, as part of pass `number`, on the states of each part.
 
+    `more`: of the same stretch and pass others are to be run after these; `last`: it is the last one of the pass.
     The tensors and then the states of one part after the other are the bundle.
     """
 
@@ -267,6 +270,7 @@ class RunLayers:
     number: int
     index: int
     last: bool
+    more: bool
     parts: tuple[LayerCalls, ...]
 
     @property

@@ -95,6 +95,9 @@ class Linked:
     hops: int = 0
     took_ns: int = 0
     stalled_ns: int = 0
+    began_ns: int = 0
+    asked: RunLayers | None = None  # and not finished
+    answer: LayersRun | LayersFailed | None = None
     away_ns: int = 0  # from asking to the answer: also the way there and back
 
 
@@ -230,6 +233,8 @@ class Boards:
         self, epoch: int, stretches: dict[str, tuple[LayerRange, ...]], windows: Mapping[str, int] | None = None
     ) -> None:
         """What every board runs from now on, with these windows. Raises LostBoard."""
+        for one in self.linked.values():
+            one.asked = one.answer = None
         for name, own in stretches.items():
             self._send(self.linked[name], AssignLayers(epoch, own, (windows or {}).get(name, 0)))
 
@@ -263,19 +268,10 @@ class Boards:
 
     # --- layers
 
-    def run(
-        self,
-        name: str,
-        ask: RunLayers,
-        bundle: Sequence[memoryview],
-        room: Callable[[Sequence[Placed]], memoryview],
-    ) -> LayersRun:
-        """Have the board run a stretch; `room` gives memory for the states that come back, as they are placed.
-
-        Raises LostBoard, StageForgotten, or what the board says is wrong with what was asked.
-        """
+    def begin(self, name: str, ask: RunLayers, bundle: Sequence[memoryview]) -> None:
+        """Ask the board to run a stretch; `finish` it once it `has_answered`. Raises LostBoard."""
         one = self.linked[name]
-        began = time.monotonic_ns()
+        one.began_ns, one.asked, one.answer = time.monotonic_ns(), ask, None
         self._send(one, ask)
         placed = place(ask.bundle)
         for where, bytes_ in zip(placed, bundle, strict=True):
@@ -283,9 +279,30 @@ class Boards:
                 part = bytes_[first : first + MAX_PAYLOAD_NBYTES]
                 self._send(one, TensorPart(where.at + first, len(part)), part)
         one.heard_s = time.monotonic()
-        answer: LayersRun | LayersFailed = self._await(
-            one, (LayersRun, LayersFailed), None, lambda found: _answers(found, ask)
-        )
+
+    def has_answered(self, name: str, timeout_s: float) -> bool:
+        """Whether what was asked last is answered; waits for so long. Raises LostBoard, StageForgotten."""
+        one = self.linked[name]
+        while one.answer is None:
+            if self._hear(one, timeout_s) is None:
+                silent_s = time.monotonic() - one.heard_s
+                if silent_s > SILENCE_S:
+                    raise self._lose(one, f"board {name} has not answered for {silent_s:.1f} s")
+                if timeout_s:
+                    self._say(f"waiting for board {name}: {one.waits_for or 'its answer'}")
+                    self._hear_others(one)
+                return False
+        return True
+
+    def finish(self, name: str, room: Callable[[Sequence[Placed]], memoryview]) -> LayersRun:
+        """What has answered gives its states; `room` gives memory for them, as they are placed.
+
+        Raises LostBoard, StageForgotten, or what the board says is wrong with what was asked.
+        """
+        one = self.linked[name]
+        answer, ask, one.answer, one.asked = one.answer, one.asked, None, None
+        assert answer is not None
+        assert ask is not None
         if isinstance(answer, LayersFailed):
             kind = by_exit_code().get(answer.exit_code, PeerError)
             text = f"board {name}: {answer.text}"
@@ -309,7 +326,7 @@ class Boards:
         one.hops += 1
         one.took_ns += answer.took_ns
         one.stalled_ns += answer.stalled_ns
-        one.away_ns += time.monotonic_ns() - began
+        one.away_ns += time.monotonic_ns() - one.began_ns
         return answer
 
     def stop(self, epoch: int, deadline_s: float) -> None:
@@ -368,8 +385,8 @@ class Boards:
     def _hear_all(self, one: Linked) -> None:
         """What has come, but not for ever."""
         for _ in range(MOST_AT_ONCE):
-            if one.link is None or self._hear(one, 0.0) is None:
-                return
+            if one.link is None or one.answer is not None or self._hear(one, 0.0) is None:
+                return  # behind an answer come its states
 
     def _hear(self, one: Linked, timeout_s: float) -> Any:
         """The next message, noted; None where none comes in time. Raises LostBoard, StageForgotten."""
@@ -393,7 +410,10 @@ class Boards:
 
     def _note_of(self, one: Linked, message: Any) -> None:
         name = one.entry.name
-        if isinstance(message, StillThere):
+        if isinstance(message, LayersRun | LayersFailed):
+            if one.asked is not None and _answers(message, one.asked):
+                one.answer = message
+        elif isinstance(message, StillThere):
             one.waits_for = message.waits_for[:40]
         elif isinstance(message, StageSaid):
             if message.note:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hermes_mp.agents.compute_model import takes_turns
 from hermes_mp.agents.supplying import LinkedSupply, Rows
 from hermes_mp.errors import (
     DaemonLost,
@@ -147,7 +148,7 @@ class _Compute:
             boards.begin(opened, base, wish)
         else:
             self.supply.describe(base, opened.footprint.reserve_nbytes, wish, opened.plan)
-        if self.settings["in_flight"] > 1:
+        if takes_turns(self.settings):
             self._run_in_flight(opened, task, boards)
             return
         while True:
@@ -168,9 +169,16 @@ class _Compute:
     def _run_in_flight(self, opened: Opened, task: Task, boards: Head | None) -> None:
         from hermes_mp.agents.in_flight import InFlight
         from hermes_mp.models.turns import Turns
+        from hermes_mp.models.units import units_of
 
         at_most: int = self.settings["in_flight"]
-        turns = Turns(opened.model._hermes_binder, None if boards is None else boards.sharing, at_most)
+        division, chain = opened.made.division, opened.chain
+
+        def unit_of(layer: int) -> int:
+            assert chain is not None
+            return units_of(division, chain.layers[layer])[0]
+
+        turns = Turns(opened.model._hermes_binder, None if boards is None else boards.sharing, at_most, unit_of)
         told = (boards.tell,) if boards is not None else ()
 
         def answer(request: RunRequest, whole: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hermes_mp.agents.boards import BoardEntry, Boards, LostBoard, StageForgotten
 from hermes_mp.agents.cluster_planning import Choice, ClusterPlanning, head_facts
 from hermes_mp.agents.cluster_watching import Watching
-from hermes_mp.agents.compute_model import Opened
+from hermes_mp.agents.compute_model import Opened, takes_turns
 from hermes_mp.agents.supplying import LinkedSupply
 from hermes_mp.core.bundle import Placed
 from hermes_mp.core.cluster.stretches import Stretch, of_board
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 HERE = "head"  # the head's own name among the boards
 STOP_S = 1.0
+LOOK_S, TURN_S = 0.25, 0.002  # how long one board, and each of several, is waited for
 
 
 class Head:
@@ -58,6 +59,7 @@ class Head:
         )
         self.epoch = 0
         self._repeated: set[int] = set()  # the requests that were repeated last
+        self._apart: list[str] = []  # boards that were asked, and not waited for
         self._is_again = False  # what is answered now has been asked before
         self._opened: Opened | None = None
         self._sharing: Sharing | None = None
@@ -112,7 +114,7 @@ class Head:
         def began(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             watching.began(_extent(_arguments(module, args, kwargs))[1])
 
-        if self._settings["in_flight"] == 1:  # the times of several passes at once say nothing of one
+        if not takes_turns(self._settings):  # the times of several passes at once say nothing of one
             opened.model.register_forward_pre_hook(began, with_kwargs=True)
 
     def _divide(self) -> None:
@@ -185,7 +187,7 @@ class Head:
             self._again(numbers, str(error))
 
     def _again(self, numbers: Sequence[int], why: str) -> None:
-        self._repeated = set(numbers)
+        self._repeated, self._apart = set(numbers), []
         self._link.send(RequestRepeated(numbers[0], clip(why, 1000)))
         self._divide_somehow()
 
@@ -214,8 +216,25 @@ class Head:
     # --- layers of other boards (models.sharing.Far)
 
     def run(self, board: str, hops: Sequence[Hop]) -> list[torch.Tensor]:
-        import torch
+        self._ask(board, hops, more=False)
+        while not self.boards.has_answered(board, LOOK_S):
+            pass
+        return self._given(board)
 
+    def send(self, board: str, hop: Hop, more: bool) -> None:
+        self._ask(board, [hop], more)
+        self._apart.append(board)
+
+    def arrived(self, wait: bool) -> list[tuple[str, torch.Tensor]]:
+        while True:
+            timeout_s = (LOOK_S if len(self._apart) == 1 else TURN_S) if wait else 0.0
+            found = [board for board in self._apart if self.boards.has_answered(board, timeout_s)]
+            for board in found:
+                self._apart.remove(board)
+            if found or not wait:
+                return [(board, self._given(board)[0]) for board in found]
+
+    def _ask(self, board: str, hops: Sequence[Hop], more: bool) -> None:
         from hermes_mp.models.binding import byte_view
         from hermes_mp.models.layer_calls import spec_of
 
@@ -224,13 +243,20 @@ class Head:
         tensors = [one.contiguous() for hop in hops for one in (*hop.tensors, hop.states)]
         parts = tuple(
             LayerCalls(
-                hop.member, hop.past, hop.rows, hop.calls, tuple(spec_of(one) for one in hop.tensors),
+                hop.member, hop.chunk, hop.past, hop.rows, hop.calls, tuple(spec_of(one) for one in hop.tensors),
                 spec_of(hop.states),
             )
             for hop in hops
         )  # fmt: skip
         first = hops[0]
-        ask = RunLayers(self.epoch, first.number, first.index, first.last, parts)
+        ask = RunLayers(self.epoch, first.number, first.index, first.last, more, parts)
+        self.boards.begin(board, ask, [byte_view(one) for one in tensors])
+
+    def _given(self, board: str) -> list[torch.Tensor]:
+        import torch
+
+        from hermes_mp.models.binding import byte_view
+
         given: list[torch.Tensor] = []
 
         def room(placed: Sequence[Placed]) -> memoryview:
@@ -240,7 +266,7 @@ class Head:
                 given.append(raw.view(getattr(torch, one.spec.dtype)).view(one.spec.shape))
             return byte_view(whole)
 
-        self.boards.run(board, ask, [byte_view(one) for one in tensors], room)
+        self.boards.finish(board, room)
         return given
 
     def look(self) -> None:

@@ -46,6 +46,11 @@ class Opened:
         return base
 
 
+def takes_turns(settings: dict[str, Any]) -> bool:
+    """Whether requests, or chunks of a prompt, run in threads that take turns."""
+    return settings["in_flight"] > 1 or settings["options"].get("prefill_chunk") is not None
+
+
 def open_model(settings: dict[str, Any], supply: LinkedSupply, early: bool, cut: bool) -> Opened:
     """`settings` as the daemon gives them. `early`: have the tokenizer read beside; `cut`: between all layers."""
     directory = Path(settings["directory"])
@@ -87,7 +92,7 @@ def open_model(settings: dict[str, Any], supply: LinkedSupply, early: bool, cut:
     )
     if opened.is_limited:
         malloc.keep_large_blocks_apart()
-        if in_flight > 1:
+        if takes_turns(settings):
             malloc.keep_one_heap()
 
     def call_fits(call: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 A pass of all is a round: members join it at its beginning only. Inside, each runs until it wants a unit, and waits
 until all others have come as far; then all that want it run in their order while it lies there. One that ends, or that
-an error ends, is waited for no longer. Pure: members are numbers, and it knows neither threads nor weights.
+an error ends, is waited for no longer. Chunks of a prompt are members, too; their hops to other boards go as soon as
+they can, so that several boards compute at once. Pure: it knows neither threads nor weights.
 """
 
 from __future__ import annotations
@@ -30,10 +31,20 @@ class Begin:
 
 @dataclass(frozen=True)
 class Send:
-    """These want the layers at `place` of another board, all that are to want them in this round."""
+    """These want the layers at `place` of another board: all that are to want them in this round, or there are `more`.
+
+    `apart`: do not wait for the answer, but say `returned` when it has come.
+    """
 
     members: tuple[int, ...]
     place: int
+    more: bool = False
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class Await:
+    """Nothing can be done before an answer comes from another board."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +54,28 @@ class Finish:
     members: tuple[int, ...]
 
 
-Step = Run | Begin | Send | Finish
+Step = Run | Begin | Send | Await | Finish
+
+
+LAST = 2**40  # behind all units
 
 
 class _At(Enum):
     FREE = "free"  # it is to go on
     JOINING = "joining"
     WANTING = "wanting"
-    AWAY = "away"
+    AWAY = "away"  # it is to be sent
+    SENT = "sent"
+    ASIDE = "aside"  # it waits for others that it has started
     LEAVING = "leaving"
 
 
 @dataclass
 class _Member:
     at: _At = _At.FREE
-    what: int = 0  # the unit, or the place
+    what: int = -1  # how far it has come: the unit, or the first one at a place
     inside: bool = False  # the round that is under way
+    board: str = ""  # that it is to be sent to apart
 
 
 class Lockstep:
@@ -67,6 +84,7 @@ class Lockstep:
     def __init__(self) -> None:
         self._members: dict[int, _Member] = {}  # in the order in which they came
         self._unit: int | None = None  # that was wanted last
+        self._places: dict[str, int] = {}  # of this round, by board, where it was asked last
         self.is_under_way = False  # a round
 
     def __len__(self) -> int:
@@ -86,22 +104,35 @@ class Lockstep:
 
     def join(self, member: int) -> None:
         """It begins a pass, with the next round."""
-        self._stands(member, _At.JOINING, 0, inside=False)
+        self._stands(member, _At.JOINING, -1, inside=False)
 
     def want(self, member: int, unit: int) -> None:
         self._stands(member, _At.WANTING, unit, inside=True)
 
-    def hop(self, member: int, place: int) -> None:
-        """It wants layers of another board."""
+    def hop(self, member: int, place: int, board: str = "") -> None:
+        """It wants layers of another board, together with all others; with a `board` as soon as that is free."""
         self._stands(member, _At.AWAY, place, inside=True)
+        self._members[member].board = board
+
+    def returned(self, member: int) -> None:
+        """The answer to what was sent apart has come."""
+        if member in self._members and self._members[member].at is _At.SENT:
+            self._members[member].at = _At.FREE
+
+    def set_aside(self, member: int) -> None:
+        """It waits for members that come now, and goes on with `wake`."""
+        self._stands(member, _At.ASIDE, -1, inside=False)
+
+    def wake(self, member: int) -> None:
+        self._members[member].at = _At.FREE
 
     def leave(self, member: int) -> None:
         """Its pass is over, and it waits until all others' are."""
-        self._stands(member, _At.LEAVING, 0, inside=True)
+        self._stands(member, _At.LEAVING, LAST, inside=True)
 
     def drop(self, member: int) -> None:
         """Its pass was cut short: it goes on outside of the round."""
-        self._stands(member, _At.FREE, 0, inside=False)
+        self._stands(member, _At.FREE, -1, inside=False)
 
     def go(self, member: int) -> None:
         """It has ended, wherever it was."""
@@ -124,10 +155,14 @@ class Lockstep:
         free = self._those(_At.FREE)
         if free:
             return Run(free[0])
-        wanting = self._those(_At.WANTING)
-        if wanting:
+        apart = self._apart()
+        if apart is not None:
+            return apart
+        wanting, away, sent = self._those(_At.WANTING), self._those(_At.AWAY), self._those(_At.SENT)
+        if wanting and (not sent or self._may_run(wanting)):
             return self._for_unit(wanting)
-        away = self._those(_At.AWAY)
+        if sent:
+            return Await()
         if away:
             place = min(self._members[member].what for member in away)
             found = tuple(member for member in away if self._members[member].what == place)
@@ -142,10 +177,36 @@ class Lockstep:
         joining = self._those(_At.JOINING)
         if not joining:
             return None
-        self.is_under_way = True
+        self.is_under_way, self._places = True, {}
         for member in joining:
             self._members[member].inside = True
         return Begin(self._set_free(joining))
+
+    def _apart(self) -> Send | None:
+        """Whoever is to be sent to a board that does nothing."""
+        busy = {one.board for one in self._members.values() if one.at is _At.SENT}
+        for number, one in self._members.items():
+            if one.at is _At.AWAY and one.board and one.board not in busy and self._comes_next(one.board, one.what):
+                one.at, self._places[one.board] = _At.SENT, one.what
+                return Send((number,), one.what, self._is_more(one.what), apart=True)
+        return None
+
+    def _comes_next(self, board: str, place: int) -> bool:
+        """Whether all have come by where that board was asked last, or this is there."""
+        last = self._places.get(board, place)
+        return last == place or not self._is_more(last)
+
+    def _is_more(self, place: int) -> bool:
+        """Whether somebody is to come by there, who has not."""
+        inside = [one for one in self._members.values() if one.inside]
+        return any(one.what < place or (one.at is _At.AWAY and one.what == place) for one in inside)
+
+    def _may_run(self, wanting: tuple[int, ...]) -> bool:
+        """Whether the unit that lies there is wanted, or nobody who is away is to come by it."""
+        if self._unit is None or any(self._members[member].what == self._unit for member in wanting):
+            return True
+        away = (one.what for one in self._members.values() if one.at in (_At.AWAY, _At.SENT))
+        return all(what > self._unit for what in away)
 
     def _for_unit(self, wanting: tuple[int, ...]) -> Run:
         """Who is least far goes on first, where not all want the same."""

@@ -13,7 +13,7 @@ import inspect
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -40,6 +40,9 @@ class Turns(Protocol):
 
     def leave(self, complete: bool) -> None:
         """The pass is over."""
+
+    def together(self, works: Sequence[Callable[[], None]]) -> None:
+        """Have parts of the request that runs done in this order at every unit, which is read once for them."""
 
 
 class Holding:

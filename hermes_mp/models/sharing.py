@@ -38,6 +38,7 @@ class Hop:
     index: int
     last: bool
     member: int
+    chunk: int
     past: int
     rows: tuple[int, ...]
     calls: str
@@ -54,6 +55,12 @@ class Far(Protocol):
         Raises BoardLost, StageForgotten.
         """
 
+    def send(self, board: str, hop: Hop, more: bool) -> None:
+        """The same of one hop, without waiting; `more` of the same stretch and pass will come."""
+
+    def arrived(self, wait: bool) -> list[tuple[str, torch.Tensor]]:
+        """By board what has come of that; `wait` until there is something."""
+
     def look(self) -> None:
         """Called before every layer that runs here: raises BoardLost where a board has gone meanwhile."""
 
@@ -61,8 +68,8 @@ class Far(Protocol):
 class Away(Protocol):
     """Who sends hops of several requests at once."""
 
-    def hop(self, board: str, place: int, hop: Hop) -> torch.Tensor:
-        """As `Far.run`, for the one that calls; `place` is the stretch's first layer."""
+    def hop(self, stretch: Stretch, hop: Hop) -> torch.Tensor:
+        """As `Far.run`, for the one that calls."""
 
 
 @dataclass
@@ -79,6 +86,7 @@ class Noted:
     """Of one request, number `member`: what it has noted of its present pass `number`, and sent."""
 
     member: int = 0
+    chunk: int = 0
     number: int = 0
     calls: list[layer_calls.Call] = field(default_factory=list)
     states: list[torch.Tensor] = field(default_factory=list)
@@ -145,12 +153,13 @@ class Sharing:
             return self._chain.gives(layer, states)
         most = min(MAX_TEXT_CHARS, MAX_CALLS_CHARS // self.in_flight)
         calls = layer_calls.encode(now.calls, now.states, one.tensors, most)
-        hop = Hop(now.number, index, is_last, now.member, one.past, one.rows, calls, one.tensors.unsent(), states)
+        unsent = one.tensors.unsent()
+        hop = Hop(now.number, index, is_last, now.member, now.chunk, one.past, one.rows, calls, unsent, states)
         now.calls, now.states = [], []
         if self.away is None:
             (given,) = self.far.run(stretch.board, [hop])
         else:
-            given = self.away.hop(stretch.board, stretch.first, hop)
+            given = self.away.hop(stretch, hop)
         return self._chain.gives(layer, given)
 
 

@@ -24,11 +24,18 @@ from hermes_mp.models.chain import Chain
 
 @dataclass
 class _Member:
-    """Of one of the head's requests: caches of `length` positions, `new` more of the present pass, and its tensors."""
+    """Of one of the head's requests: caches of `length` positions, and `new` more of the present pass."""
 
     cache: Any = None
     length: int = 0
     new: int = 0
+
+
+@dataclass
+class _Part:
+    """What a request, or a chunk of its prompt, has brought to the present pass."""
+
+    of: _Member
     tensors: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -40,9 +47,10 @@ class Stage:
         self._model, self._chain, self._units, self._stalled_ns = model, chain, units, stalled_ns
         self._stretches: tuple[LayerRange, ...] = ()
         self._members: dict[int, _Member] = {}
-        self._present: dict[int, _Member] = {}  # in the present pass
+        self._present: dict[tuple[int, int], _Part] = {}  # in the present pass, by request and chunk
         self._number: int | None = None  # of the present pass
-        self._next = 0
+        self._at = -1  # the stretch that was run last
+        self._kept: int | None = None  # a unit that more is to be run on
         self._open = False
 
     def assign(self, stretches: Sequence[LayerRange]) -> None:
@@ -60,8 +68,9 @@ class Stage:
         """A pass that is under way will not go on."""
         if self._open:
             self._open = False
-            for number in self._present:  # some layers hold the positions of this pass, and others do not
-                del self._members[number]
+            for number in {number for number, _ in self._present}:
+                del self._members[number]  # some layers hold the positions of this pass, and others do not
+            self._kept = None
             self._model._hermes_binder.end(False)
         self._present = {}
 
@@ -81,23 +90,25 @@ class Stage:
             found = found[len(part.tensors) + 1 :]
         if ask.number != self._number:
             self._begin(ask, states)
-        if not self._open or ask.index != self._next or ask.index >= len(self._stretches):
-            raise BadMessage(f"stretch {ask.index} of pass {ask.number} was asked for, {self._next} comes next")
+        elif self._open and ask.index == 0:
+            self._join(ask.parts, states)
+        if not self._open or ask.index not in (self._at, self._at + 1) or ask.index >= len(self._stretches):
+            raise BadMessage(f"stretch {ask.index} of pass {ask.number} was asked for, {self._at + 1} comes next")
         self._keep_tensors(ask, placed, memory)
+        self._at = ask.index
         complete = False
         try:
             with torch.no_grad():
-                given = self._run_layers(self._stretches[ask.index], ask.parts, states)
+                given = self._run_layers(self._stretches[ask.index], ask, states)
             complete = True
         finally:
             if not complete:
                 self.abandon()
-        self._next += 1
-        if ask.last:
-            for one in self._present.values():
-                one.length += one.new
-                one.tensors = []
-            self._open, self._present = False, {}
+        if ask.last and not ask.more:
+            for number in {number for number, _ in self._present}:
+                one = self._members[number]
+                one.length, one.new = one.length + one.new, 0
+            self._open, self._present, self._kept = False, {}, None
             self._model._hermes_binder.end(True)
         return given, time.monotonic_ns() - began, self._stalled_ns() - stalled
 
@@ -105,25 +116,24 @@ class Stage:
         """The next bundle will lie there."""
         at = 0
         for part in ask.parts:
-            one = self._present.get(part.member)
+            one = self._present.get((part.member, part.chunk))
             if one is None:
                 raise BadMessage(f"request {part.member} is in the middle of a pass that it has not begun")
             one.tensors += [_tensor(memory, place).clone() for place in placed[at : at + len(part.tensors)]]
             at += len(part.tensors) + 1
 
     def _run_layers(
-        self, stretch: LayerRange, parts: Sequence[LayerCalls], states: list[torch.Tensor]
+        self, stretch: LayerRange, ask: RunLayers, states: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Of each layer all requests' calls, one after the other: its unit is read once for all of them."""
         count = stretch.last - stretch.first
-        members = [self._present[part.member] for part in parts]
-        calls = [
-            layer_calls.decode(part.calls, count, one.tensors, one.cache)
-            for part, one in zip(parts, members, strict=True)
-        ]
+        calls = []
+        for part in ask.parts:
+            one = self._present[part.member, part.chunk]
+            calls.append(layer_calls.decode(part.calls, count, one.tensors, one.of.cache))
         for number in range(count):
             layer = self._chain.layers[stretch.first + number]
-            with self._bound(stretch.first + number, len(parts)):
+            with self._bound(stretch.first + number, len(ask.parts) > 1, ask.more and count == 1):
                 for place, own in enumerate(calls):
                     args, kwargs = own[number](states[place])
                     output = layer(*args, **kwargs)
@@ -131,40 +141,51 @@ class Stage:
         return states
 
     @contextmanager
-    def _bound(self, layer: int, calls: int) -> Iterator[None]:
-        """Inside, the unit of the layer lies there; one of several units reads each of them for every call."""
+    def _bound(self, layer: int, several: bool, keep: bool) -> Iterator[None]:
+        """Inside, the unit of the layer lies there, and after it where more is to be run on it (`keep`).
+
+        A layer of several units has each of them read for every call.
+        """
         units = self._units(layer)
-        if calls == 1 or len(units) != 1:
+        binder = self._model._hermes_binder
+        if self._kept is not None and [self._kept] != units:
+            unit, self._kept = self._kept, None
+            binder.drop(unit, True)
+        if len(units) != 1 or not (several or keep or self._kept is not None):
             yield
             return
-        binder = self._model._hermes_binder
-        binder.hold(units[0])
-        try:
-            yield
-        finally:
+        if self._kept is None:
+            binder.hold(units[0])
+            self._kept = units[0]
+        yield
+        if not keep:
+            self._kept = None
             binder.drop(units[0], True)
 
     def _begin(self, ask: RunLayers, states: Sequence[torch.Tensor]) -> None:
         self.abandon()
-        present: dict[int, _Member] = {}
-        for part, own in zip(ask.parts, states, strict=True):
+        self._join(ask.parts, states)
+        self._number, self._at = ask.number, -1
+        first = self._members[ask.parts[0].member]
+        call = {"hidden_states": states[0], "past_key_values": first.cache}
+        self._model._hermes_binder.open(lambda: call, None)
+        self._open = True
+
+    def _join(self, parts: Sequence[LayerCalls], states: Sequence[torch.Tensor]) -> None:
+        """These take part in the pass."""
+        for part, own in zip(parts, states, strict=True):
             if own.dim() < 2:
                 raise BadMessage(f"hidden states of {own.dim()} dimensions")
-            if part.member in present or part.member >= MAX_IN_FLIGHT:
+            key = part.member, part.chunk
+            if key in self._present or part.member >= MAX_IN_FLIGHT:
                 raise BadMessage(f"request {part.member} of a pass is named twice, or beyond {MAX_IN_FLIGHT}")
-            present[part.member] = self._go_on(part)
-            present[part.member].new, present[part.member].tensors = own.shape[1], []
-        self._number, self._next = ask.number, 0
-        binder = self._model._hermes_binder
-        calls = [
-            {"hidden_states": own, "past_key_values": one.cache}
-            for own, one in zip(states, present.values(), strict=True)
-        ]
-        for call in calls[1:]:
-            binder.check_call(call)
-        self._members |= present
-        binder.open(lambda: calls[0], None)
-        self._open, self._present = True, present
+            one = self._go_on(part) if part.chunk == 0 else self._members.get(part.member)
+            if one is None or part.past != one.length + one.new:
+                raise BadMessage(f"chunk {part.chunk} of request {part.member} does not follow the one before it")
+            one.new += own.shape[1]
+            self._model._hermes_binder.check_call({"hidden_states": own, "past_key_values": one.cache})
+            self._members[part.member] = one
+            self._present[key] = _Part(one)
 
     def _go_on(self, part: LayerCalls) -> _Member:
         """The request with caches as it wants them."""
@@ -178,6 +199,7 @@ class Stage:
             one.length = part.past
         if part.rows:
             one.cache.reorder_cache(torch.tensor(part.rows))
+        one.new = 0
         return one
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from hermes_mp.errors import NeedsAllWeights
 from hermes_mp.models.binding import Binder, Check, hook_guard, hook_piece, memory_like
+from hermes_mp.models.chunks import Noting
 from hermes_mp.models.division import Division
 from hermes_mp.models.matrix import SuppliedMatrix
 from hermes_mp.models.placeholder import Placeholder
@@ -28,6 +30,7 @@ class StreamedModel:
     _hermes_binder: Binder
     _hermes_check_generate: Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
     _hermes_closer: Any = None
+    _hermes_noting: Noting | None = None
 
     def _refuse(self, what: str) -> NoReturn:
         raise NeedsAllWeights(
@@ -39,6 +42,34 @@ class StreamedModel:
         with self._hermes_binder.lock:
             self._hermes_check_generate(self, args, kwargs)
             return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._hermes_noting is not None:
+            return self._hermes_noting(kwargs)
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    def _prefill(self, input_ids: Any, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+        """In chunks, where that is asked for and requests take turns: all of them in one pass."""
+        turns, cache = self._hermes_binder.turns, model_kwargs.get("past_key_values")
+        ordinary = super()._prefill  # type: ignore[misc]
+        size = generation_config.prefill_chunk_size
+        if size is None or turns is None or input_ids.shape[1] <= size:
+            return ordinary(input_ids, generation_config, model_kwargs, *args, **kwargs)
+        noting = Noting(cache)
+        self._hermes_noting = noting
+        try:
+            ordinary(input_ids, generation_config, model_kwargs, *args, **kwargs)
+        finally:
+            self._hermes_noting = None
+        outputs: list[Any] = [None] * len(noting.calls)
+
+        def run(number: int) -> None:
+            with torch.no_grad():
+                outputs[number] = self(**noting.calls[number])
+
+        turns.together([partial(run, number) for number in range(len(outputs))])
+        model_kwargs["past_key_values"] = outputs[-1]["past_key_values"] = cache
+        return outputs[-1]
 
     @contextlib.contextmanager
     def expect_passes(self, count: int) -> Iterator[None]:

@@ -7,6 +7,7 @@ left behind.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hermes_mp.core.lockstep import Begin, Finish, Lockstep, Run, Send
+from hermes_mp.core.cluster.stretches import Stretch
+from hermes_mp.core.lockstep import Await, Begin, Finish, Lockstep, Run, Send
 from hermes_mp.models.binding import Binder, Holding
 from hermes_mp.models.sharing import Hop, Noted, Sharing
 
@@ -23,6 +25,7 @@ from hermes_mp.models.sharing import Hop, Noted, Sharing
 class _Member:
     """`thrown` is raised where it waits; `error` is what ended it."""
 
+    number: int
     thread: threading.Thread
     noted: Noted
     random: torch.Tensor
@@ -34,6 +37,16 @@ class _Member:
     joins: tuple[bool, int | None, tuple[int, int]] = (True, None, (1, 1))
     hop: tuple[str, Hop] | None = None
     given: torch.Tensor | None = None
+    part_of: _Parts | None = None
+
+
+@dataclass
+class _Parts:
+    """Of a request that waits for parts of it: how many there are still, and what ended the first that failed."""
+
+    owner: int
+    members: list[int]
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +60,21 @@ class Ended:
 class Turns:
     """`start` requests and `advance` them, from one thread; the other methods are for theirs."""
 
-    def __init__(self, binder: Binder, sharing: Sharing | None = None, at_most: int = 1) -> None:
-        """Takes both over. At most so many requests will be in flight, of numbers below that."""
-        self._binder, self._sharing = binder, sharing
+    def __init__(
+        self,
+        binder: Binder,
+        sharing: Sharing | None = None,
+        at_most: int = 1,
+        unit_of: Callable[[int], int] = lambda layer: layer,
+    ) -> None:
+        """Takes both over. At most so many requests will be in flight, of numbers below that.
+
+        `unit_of` a layer is the number of its first unit.
+        """
+        self._binder, self._sharing, self._unit_of = binder, sharing, unit_of
+        self._parts = itertools.count(at_most)  # members that are parts of requests
+        self._sent: dict[str, int] = {}  # by board who waits for it
+        self._in_parts = 0  # requests that wait for parts
         binder.turns, binder.lock = self, nullcontext()
         if sharing is not None:
             sharing.away, sharing.in_flight = self, at_most
@@ -62,7 +87,8 @@ class Turns:
         self._threads = torch.get_num_threads()
 
     def __len__(self) -> int:
-        return len(self._members)
+        """Requests in flight."""
+        return sum(one.part_of is None for one in self._members.values())
 
     def __contains__(self, member: int) -> bool:
         return member in self._members
@@ -73,7 +99,7 @@ class Turns:
         """From the next `advance` on; `work` may call the model and is run in a thread of its own."""
         self._mind.come(member)
         thread = threading.Thread(target=self._work, args=(member, work), daemon=True, name=f"request {member}")
-        self._members[member] = _Member(thread, Noted(member), torch.get_rng_state())
+        self._members[member] = _Member(member, thread, Noted(member), torch.get_rng_state())
         thread.start()
 
     def advance(self) -> list[Ended]:
@@ -93,6 +119,7 @@ class Turns:
         while len(self._mind):
             self._step()
         self._breaks_off, self._ended = None, []
+        self._sent, self._in_parts = {}, 0
         self._binder.release_unused()
         if was_under_way:
             self._binder.supply.pass_ended(False)
@@ -102,6 +129,8 @@ class Turns:
             self._step()
 
     def _step(self) -> None:
+        if self._sent:
+            self._receive(wait=False)
         step = self._mind.next()
         if isinstance(step, Run):
             if step.moved:
@@ -109,6 +138,10 @@ class Turns:
             self._let_run(step.member)
         elif isinstance(step, Begin):
             self._begin([self._members[one] for one in step.members])
+        elif isinstance(step, Send) and step.apart:
+            self._send_apart(step.members[0], step.more)
+        elif isinstance(step, Await):
+            self._receive(wait=True)
         elif isinstance(step, Send):
             self._binder.release_unused()
             self._send([self._members[one] for one in step.members])
@@ -146,6 +179,36 @@ class Turns:
         for one, states in zip(members, given, strict=True):
             one.given = states
 
+    def _send_apart(self, number: int, more: bool) -> None:
+        one = self._members[number]
+        assert one.hop is not None
+        assert self._sharing is not None
+        board, hop = one.hop
+        try:
+            self._sharing.far.send(board, hop, more)
+            self._sent[board] = number
+        except Exception as error:  # its own
+            one.thrown = error
+            self._mind.returned(number)
+
+    def _receive(self, wait: bool) -> None:
+        """Answers to what was sent apart; who waits for the others where one fails is broken off with it."""
+        assert self._sharing is not None
+        try:
+            arrived = self._sharing.far.arrived(wait)
+        except Exception as error:
+            for number in self._sent.values():
+                if number in self._members:
+                    self._members[number].thrown = error
+                    self._mind.returned(number)
+            self._sent = {}
+            return
+        for board, states in arrived:
+            number = self._sent.pop(board)
+            if number in self._members:  # else it has failed meanwhile
+                self._members[number].given = states
+                self._mind.returned(number)
+
     def _finish(self, members: Sequence[_Member]) -> None:
         try:
             self._binder.supply.pass_ended(bool(members))
@@ -166,7 +229,21 @@ class Turns:
             one.thread.join()
             self._mind.go(number)
             del self._members[number]
-            self._ended.append(Ended(number, one.error))
+            if one.part_of is None:
+                self._ended.append(Ended(number, one.error))
+            else:
+                self._part_ended(number, one.part_of, one.error)
+
+    def _part_ended(self, number: int, parts: _Parts, error: BaseException | None) -> None:
+        """One that fails ends the others: what follows builds upon it."""
+        parts.members.remove(number)
+        if error is not None and parts.error is None:
+            parts.error = error
+            for other in parts.members:
+                self._members[other].thrown = error
+                self._mind.drop(other)
+        if not parts.members and self._breaks_off is None:
+            self._mind.wake(parts.owner)
 
     # --- for the request that runs
 
@@ -181,27 +258,51 @@ class Turns:
         if complete:
             self._wait(self._mind.leave)
         elif self._breaks_off is None:
-            self._mind.drop(self._current.noted.member)
+            self._mind.drop(self._current.number)
 
-    def hop(self, board: str, place: int, hop: Hop) -> torch.Tensor:
+    def hop(self, stretch: Stretch, hop: Hop) -> torch.Tensor:
         one = self._current
-        one.hop = board, hop
-        self._wait(self._mind.hop, place)
+        one.hop = stretch.board, hop
+        apart = self._in_parts and stretch.last == stretch.first + 1  # a longer one would be read for each of them
+        self._wait(self._mind.hop, self._unit_of(stretch.first), stretch.board if apart else "")
         given, one.hop, one.given = one.given, None, None
         assert given is not None
         return given
+
+    def together(self, works: Sequence[Callable[[], None]]) -> None:
+        """Parts of the request, each in a thread of its own, in this order at every unit; returns when all have ended.
+
+        Raises what the first one raised that failed. The passes of all of them count as one.
+        """
+        one = self._current
+        numbers = [next(self._parts) for _ in works]
+        parts = _Parts(one.noted.member, list(numbers))
+        for chunk, (number, work) in enumerate(zip(numbers, works, strict=True)):
+            self.start(number, work)
+            part = self._members[number]
+            part.part_of, part.noted = parts, Noted(one.noted.member, chunk)
+            part.holding.passes_left = one.holding.passes_left
+        if one.holding.passes_left:
+            one.holding.passes_left -= 1
+        self._in_parts += 1
+        try:
+            self._wait(self._mind.set_aside)
+        finally:
+            self._in_parts = max(0, self._in_parts - 1)
+        if parts.error is not None:
+            raise parts.error
 
     @property
     def _current(self) -> _Member:
         assert self._running is not None
         return self._running
 
-    def _wait(self, say: Callable[..., None], *what: int) -> None:
+    def _wait(self, say: Callable[..., None], *what: int | str) -> None:
         """Say where the request stands, and let others run until it is its turn again."""
         one = self._current
         if self._breaks_off is not None:
             raise self._breaks_off
-        say(one.noted.member, *what)
+        say(one.number, *what)
         self._back.release()
         one.go.acquire()
         thrown, one.thrown = one.thrown or self._breaks_off, None
@@ -213,6 +314,8 @@ class Turns:
         one.go.acquire()
         try:
             torch.set_num_threads(self._threads)  # of OpenMP's, each thread has a number of its own
+            if one.thrown is not None:
+                raise one.thrown
             if self._breaks_off is None:
                 work()
         except BaseException as error:  # whoever owns the turns decides

@@ -136,3 +136,34 @@ def test_compute_alone_dies(alone: Ended, models: Path, home: Path) -> None:
         ended = run.ended()
     assert answers(ended) == answers(alone)
     assert ended.object["report"]["compute_restarted"] == 1
+
+
+def chunked(models: Path, *words: object) -> tuple[object, ...]:
+    """Fifty tokens of prompt."""
+    ids = ",".join(str(5 + 7 * token % 90) for token in range(50))
+    return "--model", models / "big", "--token-ids", ids, *SAMPLED, 8, "--memory", "none", "--json", *words
+
+
+def test_a_prompt_in_chunks_on_one_board_and_two(models: Path, home: Path, tmp_path: Path) -> None:
+    chunks = ("--prefill-chunk", 8)
+    one = launch(home / "one", *chunked(models, *chunks))
+    turns = ",".join(["head:1,b1:1"] * 4)
+    with Serving(tmp_path / "boards", models, 1) as boards:
+        for number, split in enumerate((turns, "head:4,b1:4", "b1:3,head:1,b1:4")):
+            words = (*chunks, "--boards", boards.file, "--split", split, "--in-flight", 1 + number)
+            two = launch(home / str(number), *chunked(models, *words))
+            assert answers(two) == answers(one), split
+    assert one.object["report"]["passes"]["count"] == 8
+
+
+def test_a_board_dies_while_it_runs_chunks(models: Path, home: Path, tmp_path: Path) -> None:
+    """Whenever that is: the request is asked once more."""
+    chunks = ("--prefill-chunk", 4, "--split", ",".join(["head:1,b1:1"] * 4))
+    one = launch(home / "one", *chunked(models, *chunks[:2]))
+    with Serving(tmp_path / "boards", models, 1) as boards, Launch(
+        home / "two", *chunked(models, *chunks, "--boards", boards.file)
+    ) as run:
+        run.wait_for(lambda run: "units" in run.err)
+        boards.kill("b1")
+        two = run.ended()
+    assert answers(two) == answers(one)

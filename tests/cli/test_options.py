@@ -98,7 +98,7 @@ def test_memory_is_a_size_or_one_of_two_words(said: str, memory: object, tmp_pat
 
 def test_every_option_can_be_said_both_ways(tmp_path: Path) -> None:
     samples = {
-        "model": "./m", "loaders": 7, "memory": "1GiB", "context": 99, "batch": 2, "in-flight": 5,
+        "model": "./m", "loaders": 7, "memory": "1GiB", "context": 99, "batch": 2, "in-flight": 5, "prefill-chunk": 6,
         "dtype": "bfloat16", "threads": 4,
         "verify": "always", "replay": "fast", "timeout": 9.5, "soft-deadline": 1.5, "hard-deadline": 7.5,
         "prompt": "p", "text": "t", "image": "/i", "token-ids": "1,2", "raw": True,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermes_mp.core.lockstep import Begin, Finish, Lockstep, Run, Send, Step
+from hermes_mp.core.lockstep import Await, Begin, Finish, Lockstep, Run, Send, Step
 from hermes_mp.errors import InvariantBroken
 
 AWAY = 100  # of a script: from here on it is a place, and no unit
@@ -192,3 +192,76 @@ def _go_on(mind: Lockstep, step: Step, one: Member) -> int | None:
         one.seen[-1].append(wants)
         mind.want(step.member, wants) if wants < AWAY else mind.hop(step.member, wants % AWAY)
     return had
+
+
+def chunks(places: list[int]) -> Lockstep:
+    """Members 1 to 3, which have come as far as these places of board b."""
+    mind = come(1, 2, 3)
+    mind.next()
+    for member, place in zip((1, 2, 3), places, strict=True):
+        assert mind.next() == Run(member)
+        mind.hop(member, place, "b")
+    return mind
+
+
+def test_chunks_go_to_a_board_one_by_one_while_others_run_here() -> None:
+    mind = come(1, 2)
+    mind.next()
+    for member in (1, 2):
+        assert mind.next() == Run(member)
+        mind.want(member, 0)
+    assert mind.next() == Run(1, moved=True)
+    mind.hop(1, 1, "b")
+    assert mind.next() == Send((1,), 1, more=True, apart=True)
+    assert mind.next() == Run(2)  # meanwhile, on the unit that lies here
+    mind.hop(2, 1, "b")
+    assert mind.next() == Await()  # the board is at the first one
+    mind.returned(1)
+    assert mind.next() == Run(1)
+    mind.want(1, 2)
+    assert mind.next() == Send((2,), 1, more=False, apart=True)
+    assert mind.next() == Run(1, moved=True)  # nobody is to come by unit 0
+    mind.want(1, 4)
+    assert mind.next() == Await()  # member 2 is to come by unit 2, which lies here until then
+    mind.returned(2)
+    assert mind.next() == Run(2)
+    mind.want(2, 2)
+    assert mind.next() == Run(2)
+
+
+def test_a_board_is_not_asked_for_what_comes_later_before_all_have_come_by() -> None:
+    mind = chunks([1, 1, 1])
+    assert mind.next() == Send((1,), 1, more=True, apart=True)
+    mind.returned(1)
+    assert mind.next() == Run(1)
+    mind.hop(1, 3, "b")
+    for member, more in ((2, True), (3, False)):
+        assert mind.next() == Send((member,), 1, more, apart=True)
+        mind.returned(member)
+        assert mind.next() == Run(member)
+        mind.hop(member, 3, "b")
+    assert mind.next() == Send((1,), 3, more=True, apart=True)
+
+
+def test_an_answer_for_one_that_has_ended_is_no_news() -> None:
+    mind = chunks([1, 1, 1])
+    assert mind.next() == Send((1,), 1, more=True, apart=True)
+    mind.go(1)
+    mind.returned(1)
+    assert mind.next() == Send((2,), 1, more=True, apart=True)
+
+
+def test_who_waits_for_parts_of_itself_holds_nobody_up() -> None:
+    mind = come(1)
+    mind.next()
+    mind.next()
+    mind.come(2)
+    mind.set_aside(1)
+    assert mind.next() == Run(2)
+    mind.join(2)
+    assert mind.next() == Finish(())
+    assert mind.next() == Begin((2,))
+    assert mind.next() == Run(2)
+    mind.go(2)
+    mind.wake(1)
+    assert mind.next() == Run(1)

@@ -72,6 +72,7 @@ class Near:
             for name, board in self.boards.items()
         }
         self.asks: list[RunLayers] = []
+        self.apart: list[tuple[str, torch.Tensor]] = []
         self.assign(deal)
 
     def assign(self, deal: Sequence[Stretch]) -> None:
@@ -80,15 +81,25 @@ class Near:
 
     def look(self) -> None: ...
 
-    def run(self, board: str, hops: Sequence[Hop]) -> list[torch.Tensor]:
+    def send(self, board: str, hop: Hop, more: bool) -> None:
+        self.apart.append((board, *self.run(board, [hop], more)))
+
+    def arrived(self, wait: bool) -> list[tuple[str, torch.Tensor]]:
+        """Late, as from afar: of several boards the last one first."""
+        found = self.apart[-1:] if wait else []
+        self.apart = self.apart[: len(self.apart) - len(found)]
+        return found
+
+    def run(self, board: str, hops: Sequence[Hop], more: bool = False) -> list[torch.Tensor]:
         bundle = [one for hop in hops for one in (*hop.tensors, hop.states)]
         parts = tuple(
             LayerCalls(
-                hop.member, hop.past, hop.rows, hop.calls, tuple(map(spec_of, hop.tensors)), spec_of(hop.states)
+                hop.member, hop.chunk, hop.past, hop.rows, hop.calls, tuple(map(spec_of, hop.tensors)),
+                spec_of(hop.states),
             )
             for hop in hops
-        )
-        ask = RunLayers(1, hops[0].number, hops[0].index, hops[0].last, parts)
+        )  # fmt: skip
+        ask = RunLayers(1, hops[0].number, hops[0].index, hops[0].last, more, parts)
         self.asks.append(ask)
         heard = unpack(pack(ask), RunLayers)
         placed = place(heard.bundle)

@@ -51,7 +51,8 @@ def on(directory: Path, deal: Sequence[Stretch] | None, room: int | None = None)
         head = Board(directory, room)
     else:
         head, near, sharing = shared(directory, deal, room)
-    return head, near, Turns(head.model._hermes_binder, sharing, 3)
+    turns = Turns(head.model._hermes_binder, sharing, 3, lambda layer: head.units_of_layer(layer)[0])
+    return head, near, turns
 
 
 @pytest.mark.parametrize("room", [None, 24 << 10])

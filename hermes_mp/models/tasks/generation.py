@@ -51,6 +51,9 @@ class TextGeneration:
         self.run_seed = int(options.get("run_seed") or 0)
         self.max_new_tokens = int(options.get("max_new_tokens") or 64)
         self.settings = sampling(options)
+        self.chunk: int | None = options.get("prefill_chunk")
+        if self.chunk is not None and model.config.is_encoder_decoder:
+            raise WrongInput("prompts in chunks are for models that only decode", "leave --prefill-chunk out")
         self.tells = options.get("replay") == FAST
         if self.stop and self.input.tokenizer is None:
             raise WrongInput("the model has no tokenizer, so no text can end an answer", "leave --stop out")
@@ -101,7 +104,8 @@ class TextGeneration:
         with passes(self.model, left, final), torch.no_grad():
             generated = self.model.generate(
                 **inputs, **self.settings, **self._padding(), **self._at_least(said),
-                max_new_tokens=left, stopping_criteria=[listener], return_dict_in_generate=False,
+                prefill_chunk_size=self.chunk, max_new_tokens=left, stopping_criteria=[listener],
+                return_dict_in_generate=False,
             )  # fmt: skip
         token_ids: list[int] = generated[0, prompt_tokens:].tolist()
         return token_ids
