@@ -22,6 +22,7 @@ TWICE = 0.15  # of the requests are hit twice
 STARTING, BETWEEN = 0.15, 0.1  # of them before the answer has begun, or before it is asked for
 END = 0.4  # of the runs by the death of the head's daemon
 COMPUTES = 2  # of a board in a run: more restarts than that within a minute are given up
+HEAD_STARTS_S = 20.0  # in which it hears nobody: its compute imports torch and builds the model
 LONGEST_START_S, LONGEST_WAIT_S, LONGEST_ABSENCE_S = 5.0, 2.5, 2.0
 GONE_S = 5.0
 SPLITS = {
@@ -148,6 +149,7 @@ class BoardKillCampaign(BedCampaign):
         record["detected_s"] = round(found_s - since_s, 3)
         next_s = talk.next_s(found_s)
         limit_s = LOST_S + (STALL_S if fault.role == "board stopped" else 0)
+        limit_s += HEAD_STARTS_S if not (fault.shown or talk.began) else 0
         if found_s - since_s > limit_s * self.patience:
             took = f"{fault.role} {fault.board} was missed after {found_s - since_s:.1f} s"
             raise Failed(f"{took}: {talk.run.err[-2000:]!r}")
