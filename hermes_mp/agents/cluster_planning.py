@@ -74,9 +74,9 @@ def _budget(memory: int | str | None) -> int | None:
     if memory != "auto":
         assert not isinstance(memory, str)
         return memory
-    from hermes_mp.models.choose_plan import _spare
+    from hermes_mp.models.choose_plan import spare_nbytes
 
-    return _spare()
+    return spare_nbytes()
 
 
 @dataclass

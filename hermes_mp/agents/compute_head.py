@@ -102,7 +102,7 @@ class Head:
         self._divide_somehow()
 
     def _begin_planning(self, opened: Opened) -> None:
-        from hermes_mp.models.binding import _arguments, _extent
+        from hermes_mp.models.binding import call_arguments, call_extent
 
         assert opened.chain is not None
         head = head_facts(
@@ -112,7 +112,7 @@ class Head:
         watching = self._watching = Watching(self.boards, self._planning, lambda: self._supply.stalled_ns)
 
         def began(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            watching.began(_extent(_arguments(module, args, kwargs))[1])
+            watching.began(call_extent(call_arguments(module, args, kwargs))[1])
 
         if not takes_turns(self._settings):  # the times of several passes at once say nothing of one
             opened.model.register_forward_pre_hook(began, with_kwargs=True)

@@ -92,7 +92,7 @@ class Binder:
         """A hooked forward begins. The outermost one is a pass and keeps other threads out."""
         if torch.is_grad_enabled() and any(_needs_grad(value) for value in (*args, *kwargs.values())):
             raise NeedsAllWeights("an input requires grad, but gradients need every layer's weights kept")
-        self.open(lambda: _arguments(module, args, kwargs), self._ends.get(id(module)))
+        self.open(lambda: call_arguments(module, args, kwargs), self._ends.get(id(module)))
 
     def open(self, arguments: Callable[[], dict[str, Any]], end: int | None) -> None:
         """A pass begins, where none is under way: with these arguments, and expected to end before unit `end`."""
@@ -107,10 +107,10 @@ class Binder:
             if now.passes_left is not None:
                 now.passes_left = max(now.passes_left - 1, 0)
             if self.turns is not None:
-                self.turns.join(now.passes_left != 0, end, _extent(call))
+                self.turns.join(now.passes_left != 0, end, call_extent(call))
             else:
                 self.supply.forecast(now.passes_left != 0, end)
-                self.supply.pass_started(*_extent(call))
+                self.supply.pass_started(*call_extent(call))
         except BaseException:
             now.depth -= 1
             self.lock.__exit__(None, None, None)
@@ -319,7 +319,7 @@ def hook_piece(binder: Binder, piece: Piece, shared: dict[Source, Placeholder]) 
         placeholder = shared.setdefault(bound.source, made)
         bound.module._parameters[bound.leaf] = placeholder  # type: ignore[assignment]
         placeholders.append((bound, placeholder))
-    call = _plain_forward(piece.module)
+    call = plain_forward(piece.module)
 
     def forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         binder.begin(module, args, kwargs)
@@ -337,12 +337,12 @@ def hook_piece(binder: Binder, piece: Piece, shared: dict[Source, Placeholder]) 
         finally:
             binder.end(complete)
 
-    _replace_forward(piece.module, forward)
+    replace_forward(piece.module, forward)
 
 
 def hook_guard(binder: Binder, module: nn.Module) -> None:
     """Wrap the forward of a module above the pieces: the outermost one that runs is a pass."""
-    call = _plain_forward(module)
+    call = plain_forward(module)
 
     def forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         binder.begin(module, args, kwargs)
@@ -354,10 +354,11 @@ def hook_guard(binder: Binder, module: nn.Module) -> None:
         finally:
             binder.end(complete)
 
-    _replace_forward(module, forward)
+    replace_forward(module, forward)
 
 
-def _plain_forward(module: nn.Module) -> Callable[..., Any]:
+def plain_forward(module: nn.Module) -> Callable[..., Any]:
+    """The module's own forward, to be called with the module first."""
     bound = module.__dict__.get("forward")
     if bound is not None:  # some integration replaced it on the instance: it brings its own self
         return lambda _, *args, **kwargs: bound(*args, **kwargs)
@@ -365,7 +366,8 @@ def _plain_forward(module: nn.Module) -> Callable[..., Any]:
     return plain
 
 
-def _replace_forward(module: nn.Module, forward: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+def replace_forward(module: nn.Module, forward: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]) -> None:
+    """From now on the module's forward is this one: it takes module, args and kwargs, and keeps its signature."""
     itself = weakref.ref(module)
     original = module.forward
 
@@ -380,7 +382,7 @@ def _replace_forward(module: nn.Module, forward: Callable[[nn.Module, tuple[Any,
     module.forward = wrapper
 
 
-def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def call_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments by name; positional ones that the signature does not name are dropped."""
     if not args:
         return kwargs
@@ -397,7 +399,7 @@ def _needs_grad(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.requires_grad
 
 
-def _extent(call: dict[str, Any]) -> tuple[int, int]:
+def call_extent(call: dict[str, Any]) -> tuple[int, int]:
     """Sequences and new positions per sequence of a call (images count as one position)."""
     for name in ("input_ids", "decoder_input_ids", "inputs_embeds", "hidden_states"):
         value = call.get(name)

@@ -86,7 +86,8 @@ def choose_plan(traced: Traced, checkpoint: Checkpoint, told: Told) -> Chosen:
         compute, read = usual_beside(max(rate.nbytes_per_s for rate in device.rates))
         model = replace(model, beside_compute=compute, beside_read=read)
     try:
-        found = plan(device, model, told.memory if isinstance(told.memory, int | None) else _spare(), told.loaders)
+        budget = told.memory if isinstance(told.memory, int | None) else spare_nbytes()
+        found = plan(device, model, budget, told.loaders)
     except BudgetTooSmall:
         finest = min(model.granularities, key=lambda one: one.base_nbytes + one.reserve_nbytes + 2 * one.slot_nbytes)
         return Chosen(finest.room, RunPlan(told.loaders or 1))
@@ -97,7 +98,7 @@ def choose_plan(traced: Traced, checkpoint: Checkpoint, told: Told) -> Chosen:
     )
 
 
-def _spare() -> int:
+def spare_nbytes() -> int:
     """About what `--memory auto` will come to; rounded, so that the next run plans the same."""
     with closing(Ceilings()) as ceilings:
         spare = min(one.free_nbytes - reserve_nbytes(one.limit_nbytes, None) for one in ceilings.look())

@@ -21,7 +21,7 @@ from hermes_mp.core.cluster.stretches import Stretch
 from hermes_mp.errors import CannotBeCut
 from hermes_mp.messages import MAX_TEXT_CHARS
 from hermes_mp.models import layer_calls
-from hermes_mp.models.binding import _plain_forward, _replace_forward
+from hermes_mp.models.binding import plain_forward, replace_forward
 from hermes_mp.models.chain import Chain
 
 MAX_CALLS_CHARS = 32_000  # of all requests, in one message
@@ -179,7 +179,7 @@ def share(model: Any, chain: Chain, far: Far, here: str) -> Sharing:
 
 
 def _share_layer(sharing: Sharing, number: int, layer: nn.Module) -> None:
-    here = _plain_forward(layer)
+    here = plain_forward(layer)
 
     def forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if sharing.is_far(number):
@@ -187,7 +187,7 @@ def _share_layer(sharing: Sharing, number: int, layer: nn.Module) -> None:
         sharing.far.look()
         return here(module, *args, **kwargs)
 
-    _replace_forward(layer, forward)
+    replace_forward(layer, forward)
 
 
 def _note_positions(
