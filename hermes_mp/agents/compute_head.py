@@ -269,6 +269,10 @@ class Head:
         self.boards.finish(board, room)
         return given
 
+    def keeps_all(self, board: str) -> bool:
+        stage = self.boards.linked[board].stage
+        return bool(stage.get("units")) and stage.get("residents") == stage.get("units")
+
     def look(self) -> None:
         self.boards.look()
 

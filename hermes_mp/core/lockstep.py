@@ -152,12 +152,12 @@ class Lockstep:
 
     def next(self) -> Step | None:
         """The next step, taken as done; None without members."""
+        apart = self._apart()  # first: the board works while others go on here
+        if apart is not None:
+            return apart
         free = self._those(_At.FREE)
         if free:
             return Run(free[0])
-        apart = self._apart()
-        if apart is not None:
-            return apart
         wanting, away, sent = self._those(_At.WANTING), self._those(_At.AWAY), self._those(_At.SENT)
         if wanting and (not sent or self._may_run(wanting)):
             return self._for_unit(wanting)

@@ -61,6 +61,9 @@ class Far(Protocol):
     def arrived(self, wait: bool) -> list[tuple[str, torch.Tensor]]:
         """By board what has come of that; `wait` until there is something."""
 
+    def keeps_all(self, board: str) -> bool:
+        """Whether the weights of all its layers stay in its memory."""
+
     def look(self) -> None:
         """Called before every layer that runs here: raises BoardLost where a board has gone meanwhile."""
 

@@ -263,7 +263,10 @@ class Turns:
     def hop(self, stretch: Stretch, hop: Hop) -> torch.Tensor:
         one = self._current
         one.hop = stretch.board, hop
-        apart = self._in_parts and stretch.last == stretch.first + 1  # a longer one would be read for each of them
+        # One of several layers would be read for each of them, unless the board keeps them all.
+        alone = stretch.last == stretch.first + 1 and self._in_parts
+        assert self._sharing is not None
+        apart = alone or self._sharing.far.keeps_all(stretch.board)
         self._wait(self._mind.hop, self._unit_of(stretch.first), stretch.board if apart else "")
         given, one.hop, one.given = one.given, None, None
         assert given is not None

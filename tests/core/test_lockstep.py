@@ -199,7 +199,6 @@ def chunks(places: list[int]) -> Lockstep:
     mind = come(1, 2, 3)
     mind.next()
     for member, place in zip((1, 2, 3), places, strict=True):
-        assert mind.next() == Run(member)
         mind.hop(member, place, "b")
     return mind
 
@@ -217,9 +216,9 @@ def test_chunks_go_to_a_board_one_by_one_while_others_run_here() -> None:
     mind.hop(2, 1, "b")
     assert mind.next() == Await()  # the board is at the first one
     mind.returned(1)
+    assert mind.next() == Send((2,), 1, more=False, apart=True)
     assert mind.next() == Run(1)
     mind.want(1, 2)
-    assert mind.next() == Send((2,), 1, more=False, apart=True)
     assert mind.next() == Run(1, moved=True)  # nobody is to come by unit 0
     mind.want(1, 4)
     assert mind.next() == Await()  # member 2 is to come by unit 2, which lies here until then
@@ -232,15 +231,27 @@ def test_chunks_go_to_a_board_one_by_one_while_others_run_here() -> None:
 def test_a_board_is_not_asked_for_what_comes_later_before_all_have_come_by() -> None:
     mind = chunks([1, 1, 1])
     assert mind.next() == Send((1,), 1, more=True, apart=True)
-    mind.returned(1)
-    assert mind.next() == Run(1)
-    mind.hop(1, 3, "b")
-    for member, more in ((2, True), (3, False)):
-        assert mind.next() == Send((member,), 1, more, apart=True)
+    for member, more in ((1, True), (2, False)):
         mind.returned(member)
+        assert mind.next() == Send((member + 1,), 1, more, apart=True)  # before anybody goes on here
         assert mind.next() == Run(member)
         mind.hop(member, 3, "b")
+        assert mind.next() == Await()
+    mind.returned(3)
     assert mind.next() == Send((1,), 3, more=True, apart=True)
+    assert mind.next() == Run(3)
+
+
+def test_a_board_works_while_others_run_here() -> None:
+    """Of weights that stay nobody waits for anybody."""
+    mind = come(1, 2)
+    mind.next()
+    assert mind.next() == Run(1)
+    mind.hop(1, 1, "b")
+    assert mind.next() == Send((1,), 1, more=True, apart=True)
+    assert mind.next() == Run(2)
+    mind.hop(2, 1, "b")
+    assert mind.next() == Await()
 
 
 def test_an_answer_for_one_that_has_ended_is_no_news() -> None:

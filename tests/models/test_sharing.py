@@ -72,6 +72,7 @@ class Near:
             for name, board in self.boards.items()
         }
         self.asks: list[RunLayers] = []
+        self.all_kept = False
         self.apart: list[tuple[str, torch.Tensor]] = []
         self.assign(deal)
 
@@ -80,6 +81,9 @@ class Near:
             stage.assign(of_board(deal, name))
 
     def look(self) -> None: ...
+
+    def keeps_all(self, board: str) -> bool:
+        return self.all_kept
 
     def send(self, board: str, hop: Hop, more: bool) -> None:
         self.apart.append((board, *self.run(board, [hop], more)))

@@ -68,6 +68,20 @@ def test_each_answer_as_alone(name: str, deal: str | None, room: int | None, tmp
     assert not head.supply.held
 
 
+@pytest.mark.parametrize("deal", list(DEALS))
+def test_boards_that_keep_their_layers_work_at_the_same_time(deal: str, tmp_path: Path) -> None:
+    """Each request is sent to them by itself, and they answer late."""
+    plain = saved(tmp_path, family("llama-tied"))
+    head, near, turns = on(tmp_path, split_of(DEALS[deal]))
+    assert near is not None
+    near.all_kept = True
+    for _ in range(2):
+        found = at_once(turns, head.model)
+        assert all(torch.equal(found[seed], asked(plain, seed)) for seed in SEEDS)
+    assert {len(ask.parts) for ask in near.asks} == {1}
+    assert any(ask.more for ask in near.asks)
+
+
 @pytest.mark.parametrize("deal", [None, "rounds"])
 def test_units_are_read_once_for_all(deal: str | None, tmp_path: Path) -> None:
     """As many passes as the longest answer takes, and each unit once in each of them: also on the other boards."""
