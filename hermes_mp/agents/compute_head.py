@@ -270,8 +270,9 @@ class Head:
         return given
 
     def keeps_all(self, board: str) -> bool:
-        stage = self.boards.linked[board].stage
-        return bool(stage.get("units")) and stage.get("residents") == stage.get("units")
+        stage = self.boards.linked[board].stage  # as it was when it became ready: slots yet to be filled count
+        slots, units = stage.get("slots"), stage.get("units")
+        return isinstance(slots, int) and isinstance(units, int) and 0 < units <= slots
 
     def look(self) -> None:
         self.boards.look()

@@ -5,7 +5,7 @@ from __future__ import annotations
 OPEN_INTERVALS = 64  # reads overlap only their neighbours: older gaps never close again
 PAUSE_NS = 20_000_000  # a disk that was left alone for longer gives more at first: caches, credit of a rate limit
 FIRST_NS = 200_000_000  # for so long
-LASTING_NBYTES = 64 << 20  # read after that, that say more than all that was read
+LASTING_NBYTES = 32 << 20  # read after that, that say something
 
 
 class Busy:
@@ -56,8 +56,8 @@ class Reading:
         return _rate(self.nbytes, self._busy)
 
     def lasting_rate(self) -> float | None:
-        """What it keeps up; `rate` where it was never read from for long."""
-        return _rate(self._lasting_nbytes, self._lasting) if self._lasting_nbytes >= LASTING_NBYTES else self.rate()
+        """What it keeps up; None where it was never read from for long."""
+        return _rate(self._lasting_nbytes, self._lasting) if self._lasting_nbytes >= LASTING_NBYTES else None
 
 
 def _rate(nbytes: int, busy: Busy) -> float | None:
