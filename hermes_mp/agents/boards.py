@@ -225,6 +225,8 @@ class Boards:
     def ask(self, name: str, epoch: int) -> dict[str, Any]:
         """What the board's stage has taken so far. Raises LostBoard."""
         one = self.linked[name]
+        if one.asked is not None:  # its answer comes first, and is not to be lost
+            return one.stage
         self._send(one, AskStage(epoch))
         self._await(one, (StageTold,), HEARTBEAT_TIMEOUT_S)
         return one.stage
@@ -288,9 +290,9 @@ class Boards:
                 silent_s = time.monotonic() - one.heard_s
                 if silent_s > SILENCE_S:
                     raise self._lose(one, f"board {name} has not answered for {silent_s:.1f} s")
-                if timeout_s:
+                if timeout_s and time.monotonic() - self._looked_s >= LOOK_S:
                     self._say(f"waiting for board {name}: {one.waits_for or 'its answer'}")
-                    self._hear_others(one)
+                    self.look()
                 return False
         return True
 

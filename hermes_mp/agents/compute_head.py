@@ -16,7 +16,7 @@ from hermes_mp.agents.compute_model import Opened, takes_turns
 from hermes_mp.agents.supplying import LinkedSupply
 from hermes_mp.core.bundle import Placed
 from hermes_mp.core.cluster.stretches import Stretch, of_board
-from hermes_mp.errors import HermesError
+from hermes_mp.errors import HermesError, RequestAgain
 from hermes_mp.host.checkpoint import find_checkpoint
 from hermes_mp.host.fingerprint import fingerprint
 from hermes_mp.host.pairings import Store
@@ -225,14 +225,14 @@ class Head:
         self._ask(board, [hop], more)
         self._apart.append(board)
 
-    def arrived(self, wait: bool) -> list[tuple[str, torch.Tensor]]:
+    def arrived(self, wait: bool) -> list[tuple[str, torch.Tensor | Exception]]:
         while True:
             timeout_s = (LOOK_S if len(self._apart) == 1 else TURN_S) if wait else 0.0
             found = [board for board in self._apart if self.boards.has_answered(board, timeout_s)]
             for board in found:
                 self._apart.remove(board)
             if found or not wait:
-                return [(board, self._given(board)[0]) for board in found]
+                return [(board, self._given_or_why(board)) for board in found]
 
     def _ask(self, board: str, hops: Sequence[Hop], more: bool) -> None:
         from hermes_mp.models.binding import byte_view
@@ -251,6 +251,14 @@ class Head:
         first = hops[0]
         ask = RunLayers(self.epoch, first.number, first.index, first.last, more, parts)
         self.boards.begin(board, ask, [byte_view(one) for one in tensors])
+
+    def _given_or_why(self, board: str) -> torch.Tensor | Exception:
+        try:
+            return self._given(board)[0]
+        except HermesError as error:
+            if isinstance(error, RequestAgain):
+                raise
+            return error
 
     def _given(self, board: str) -> list[torch.Tensor]:
         import torch
@@ -272,7 +280,7 @@ class Head:
     def keeps_all(self, board: str) -> bool:
         stage = self.boards.linked[board].stage  # as it was when it became ready: slots yet to be filled count
         slots, units = stage.get("slots"), stage.get("units")
-        return isinstance(slots, int) and isinstance(units, int) and 0 < units <= slots
+        return type(slots) is int and type(units) is int and 0 < units <= slots
 
     def look(self) -> None:
         self.boards.look()

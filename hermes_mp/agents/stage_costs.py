@@ -73,7 +73,8 @@ class StageCosts:
 
     def ran(self, asked: RunLayers, answer: LayersRun | LayersFailed) -> None:
         """A stretch was run; with the last one of its pass the pass is over."""
-        if isinstance(answer, LayersFailed) or len(asked.parts) > 1:  # of these costs are a sum
+        several = len(asked.parts) > 1 or asked.more or asked.parts[0].chunk  # of these costs are a sum
+        if isinstance(answer, LayersFailed) or several:
             self._number = -1
             return
         if asked.index == 0:

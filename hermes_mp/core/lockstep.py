@@ -84,6 +84,7 @@ class Lockstep:
     def __init__(self) -> None:
         self._members: dict[int, _Member] = {}  # in the order in which they came
         self._unit: int | None = None  # that was wanted last
+        self._busy: dict[str, int] = {}  # boards that were asked apart, and by whom
         self._places: dict[str, int] = {}  # of this round, by board, where it was asked last
         self.is_under_way = False  # a round
 
@@ -114,10 +115,12 @@ class Lockstep:
         self._stands(member, _At.AWAY, place, inside=True)
         self._members[member].board = board
 
-    def returned(self, member: int) -> None:
-        """The answer to what was sent apart has come."""
-        if member in self._members and self._members[member].at is _At.SENT:
-            self._members[member].at = _At.FREE
+    def returned(self, member: int, board: str) -> None:
+        """The answer to what was sent apart has come, whether the member still waits for it or not."""
+        self._busy.pop(board, None)
+        one = self._members.get(member)
+        if one is not None and one.at is _At.SENT and one.board == board:
+            one.at = _At.FREE
 
     def set_aside(self, member: int) -> None:
         """It waits for members that come now, and goes on with `wake`."""
@@ -140,7 +143,7 @@ class Lockstep:
 
     def break_off(self) -> None:
         """No round is under way any more, and all go on, to their ends."""
-        self.is_under_way, self._unit = False, None
+        self.is_under_way, self._unit, self._busy = False, None, {}
         for one in self._members.values():
             one.at, one.inside = _At.FREE, False
 
@@ -161,7 +164,7 @@ class Lockstep:
         wanting, away, sent = self._those(_At.WANTING), self._those(_At.AWAY), self._those(_At.SENT)
         if wanting and (not sent or self._may_run(wanting)):
             return self._for_unit(wanting)
-        if sent:
+        if sent or any(self._members[member].board in self._busy for member in away):
             return Await()
         if away:
             place = min(self._members[member].what for member in away)
@@ -184,10 +187,10 @@ class Lockstep:
 
     def _apart(self) -> Send | None:
         """Whoever is to be sent to a board that does nothing."""
-        busy = {one.board for one in self._members.values() if one.at is _At.SENT}
         for number, one in self._members.items():
-            if one.at is _At.AWAY and one.board and one.board not in busy and self._comes_next(one.board, one.what):
-                one.at, self._places[one.board] = _At.SENT, one.what
+            is_free = one.board and one.board not in self._busy
+            if one.at is _At.AWAY and is_free and self._comes_next(one.board, one.what):
+                one.at, self._places[one.board], self._busy[one.board] = _At.SENT, one.what, number
                 return Send((number,), one.what, self._is_more(one.what), apart=True)
         return None
 

@@ -32,6 +32,10 @@ Check = Callable[[dict[str, Any]], None]
 class Turns(Protocol):
     """Who goes on next, where several requests are in flight: each call may let others run until it returns."""
 
+    @property
+    def in_order(self) -> bool:
+        """Whether what runs may overtake nobody, not even on a unit that stays."""
+
     def join(self, more: bool, end: int | None, extent: tuple[int, int]) -> None:
         """A pass begins: whether another one follows, the unit it ends before, its rows and new positions."""
 
@@ -176,7 +180,7 @@ class Binder:
 
     def _take(self, unit: int) -> None:
         """For the request that runs; what another one has bound is not asked for again."""
-        if self.turns is not None and not self.supply.keeps(unit):
+        if self.turns is not None and (self.turns.in_order or not self.supply.keeps(unit)):
             self.turns.want(unit)
         if unit not in self._bases:
             self._bases[unit] = self.supply.acquire(unit)

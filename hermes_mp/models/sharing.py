@@ -58,8 +58,11 @@ class Far(Protocol):
     def send(self, board: str, hop: Hop, more: bool) -> None:
         """The same of one hop, without waiting; `more` of the same stretch and pass will come."""
 
-    def arrived(self, wait: bool) -> list[tuple[str, torch.Tensor]]:
-        """By board what has come of that; `wait` until there is something."""
+    def arrived(self, wait: bool) -> list[tuple[str, torch.Tensor | Exception]]:
+        """By board what has come of that, or why nothing will; `wait` until there is something.
+
+        Raises BoardLost, StageForgotten; then nothing else will come either.
+        """
 
     def keeps_all(self, board: str) -> bool:
         """Whether the weights of all its layers stay in its memory."""

@@ -36,6 +36,7 @@ class _Part:
     """What a request, or a chunk of its prompt, has brought to the present pass."""
 
     of: _Member
+    at: int = -1  # the stretch it has been through
     tensors: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -69,7 +70,12 @@ class Stage:
         if self._open:
             self._open = False
             for number in {number for number, _ in self._present}:
-                del self._members[number]  # some layers hold the positions of this pass, and others do not
+                own = [one for (member, _), one in self._present.items() if member == number]
+                if all(one.at == len(self._stretches) - 1 for one in own):
+                    self._members[number].length += self._members[number].new
+                    self._members[number].new = 0
+                else:
+                    del self._members[number]  # some layers hold the positions of this pass, and others do not
             self._kept = None
             self._model._hermes_binder.end(False)
         self._present = {}
@@ -101,6 +107,8 @@ class Stage:
             with torch.no_grad():
                 given = self._run_layers(self._stretches[ask.index], ask, states)
             complete = True
+            for part in ask.parts:
+                self._present[part.member, part.chunk].at = ask.index
         finally:
             if not complete:
                 self.abandon()
@@ -117,8 +125,8 @@ class Stage:
         at = 0
         for part in ask.parts:
             one = self._present.get((part.member, part.chunk))
-            if one is None:
-                raise BadMessage(f"request {part.member} is in the middle of a pass that it has not begun")
+            if one is None or one.at != ask.index - 1:
+                raise BadMessage(f"stretch {ask.index} is not what comes next for request {part.member} in this pass")
             one.tensors += [_tensor(memory, place).clone() for place in placed[at : at + len(part.tensors)]]
             at += len(part.tensors) + 1
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from hermes_mp.errors import NeedsAllWeights
+from hermes_mp.errors import NeedsAllWeights, WrongInput
 from hermes_mp.models.binding import Binder, Check, hook_guard, hook_piece, memory_like
 from hermes_mp.models.chunks import Noting
 from hermes_mp.models.division import Division
@@ -22,6 +22,8 @@ from hermes_mp.models.matrix import SuppliedMatrix
 from hermes_mp.models.placeholder import Placeholder
 from hermes_mp.models.skeleton import Skeleton, Source, load_buffers, make_buffers_real
 from hermes_mp.models.supply import Supply, reading
+
+MOST_CHUNKS = 32  # of a prompt: each is a thread
 
 
 class StreamedModel:
@@ -53,6 +55,10 @@ class StreamedModel:
         turns, cache = self._hermes_binder.turns, model_kwargs.get("past_key_values")
         ordinary = super()._prefill  # type: ignore[misc]
         size = generation_config.prefill_chunk_size
+        if size is not None and turns is not None:
+            if cache is None:
+                raise WrongInput("the model keeps no cache that could be filled in chunks", "leave --prefill-chunk out")
+            size = generation_config.prefill_chunk_size = max(size, -(-input_ids.shape[1] // MOST_CHUNKS))
         if size is None or turns is None or input_ids.shape[1] <= size:
             return ordinary(input_ids, generation_config, model_kwargs, *args, **kwargs)
         noting = Noting(cache)
@@ -61,15 +67,18 @@ class StreamedModel:
             ordinary(input_ids, generation_config, model_kwargs, *args, **kwargs)
         finally:
             self._hermes_noting = None
-        outputs: list[Any] = [None] * len(noting.calls)
+        last: Any = None
 
         def run(number: int) -> None:
+            nonlocal last
             with torch.no_grad():
-                outputs[number] = self(**noting.calls[number])
+                output = self(**noting.calls[number])
+            if number == len(noting.calls) - 1:
+                last = output
 
-        turns.together([partial(run, number) for number in range(len(outputs))])
-        model_kwargs["past_key_values"] = outputs[-1]["past_key_values"] = cache
-        return outputs[-1]
+        turns.together([partial(run, number) for number in range(len(noting.calls))])
+        model_kwargs["past_key_values"] = last["past_key_values"] = cache
+        return last
 
     @contextlib.contextmanager
     def expect_passes(self, count: int) -> Iterator[None]:

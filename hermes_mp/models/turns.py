@@ -26,9 +26,9 @@ class _Member:
     """`thrown` is raised where it waits; `error` is what ended it."""
 
     number: int
-    thread: threading.Thread
     noted: Noted
     random: torch.Tensor
+    thread: threading.Thread = field(default_factory=threading.Thread)
     holding: Holding = field(default_factory=Holding)
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     thrown: BaseException | None = None
@@ -97,10 +97,11 @@ class Turns:
 
     def start(self, member: int, work: Callable[[], None]) -> None:
         """From the next `advance` on; `work` may call the model and is run in a thread of its own."""
+        one = _Member(member, Noted(member), torch.get_rng_state())
+        one.thread = threading.Thread(target=self._work, args=(one, work), daemon=True, name=f"request {member}")
+        one.thread.start()
         self._mind.come(member)
-        thread = threading.Thread(target=self._work, args=(member, work), daemon=True, name=f"request {member}")
-        self._members[member] = _Member(member, thread, Noted(member), torch.get_rng_state())
-        thread.start()
+        self._members[member] = one
 
     def advance(self) -> list[Ended]:
         """One pass of all; who has ended until the next one could begin. Raises what is wrong with the supply."""
@@ -170,6 +171,8 @@ class Turns:
         hops = [one.hop for one in members if one.hop is not None]
         board, _ = hops[0]
         assert self._sharing is not None
+        while board in self._sent:  # for one that has failed meanwhile
+            self._receive(wait=True)
         try:
             given = self._sharing.far.run(board, [hop for _, hop in hops])
         except Exception as error:  # each of them raises it
@@ -189,25 +192,28 @@ class Turns:
             self._sent[board] = number
         except Exception as error:  # its own
             one.thrown = error
-            self._mind.returned(number)
+            self._mind.returned(number, board)
 
     def _receive(self, wait: bool) -> None:
-        """Answers to what was sent apart; who waits for the others where one fails is broken off with it."""
+        """Answers to what was sent apart, also for those who have failed meanwhile: only then is the board free."""
         assert self._sharing is not None
         try:
             arrived = self._sharing.far.arrived(wait)
         except Exception as error:
-            for number in self._sent.values():
+            sent, self._sent = self._sent, {}
+            for board, number in sent.items():
                 if number in self._members:
                     self._members[number].thrown = error
-                    self._mind.returned(number)
-            self._sent = {}
+                self._mind.returned(number, board)
             return
-        for board, states in arrived:
+        for board, found in arrived:
             number = self._sent.pop(board)
-            if number in self._members:  # else it has failed meanwhile
-                self._members[number].given = states
-                self._mind.returned(number)
+            one = self._members.get(number)
+            if one is not None and isinstance(found, Exception):
+                one.thrown = found
+            elif one is not None and not isinstance(found, Exception):
+                one.given = found
+            self._mind.returned(number, board)
 
     def _finish(self, members: Sequence[_Member]) -> None:
         try:
@@ -296,6 +302,11 @@ class Turns:
             raise parts.error
 
     @property
+    def in_order(self) -> bool:
+        """Chunks of a prompt fill one cache."""
+        return self._running is not None and self._running.part_of is not None
+
+    @property
     def _current(self) -> _Member:
         assert self._running is not None
         return self._running
@@ -312,8 +323,7 @@ class Turns:
         if thrown is not None:
             raise thrown
 
-    def _work(self, number: int, work: Callable[[], None]) -> None:
-        one = self._members[number]
+    def _work(self, one: _Member, work: Callable[[], None]) -> None:
         one.go.acquire()
         try:
             torch.set_num_threads(self._threads)  # of OpenMP's, each thread has a number of its own

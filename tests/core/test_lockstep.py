@@ -215,14 +215,14 @@ def test_chunks_go_to_a_board_one_by_one_while_others_run_here() -> None:
     assert mind.next() == Run(2)  # meanwhile, on the unit that lies here
     mind.hop(2, 1, "b")
     assert mind.next() == Await()  # the board is at the first one
-    mind.returned(1)
+    mind.returned(1, "b")
     assert mind.next() == Send((2,), 1, more=False, apart=True)
     assert mind.next() == Run(1)
     mind.want(1, 2)
     assert mind.next() == Run(1, moved=True)  # nobody is to come by unit 0
     mind.want(1, 4)
     assert mind.next() == Await()  # member 2 is to come by unit 2, which lies here until then
-    mind.returned(2)
+    mind.returned(2, "b")
     assert mind.next() == Run(2)
     mind.want(2, 2)
     assert mind.next() == Run(2)
@@ -232,12 +232,12 @@ def test_a_board_is_not_asked_for_what_comes_later_before_all_have_come_by() -> 
     mind = chunks([1, 1, 1])
     assert mind.next() == Send((1,), 1, more=True, apart=True)
     for member, more in ((1, True), (2, False)):
-        mind.returned(member)
+        mind.returned(member, "b")
         assert mind.next() == Send((member + 1,), 1, more, apart=True)  # before anybody goes on here
         assert mind.next() == Run(member)
         mind.hop(member, 3, "b")
         assert mind.next() == Await()
-    mind.returned(3)
+    mind.returned(3, "b")
     assert mind.next() == Send((1,), 3, more=True, apart=True)
     assert mind.next() == Run(3)
 
@@ -258,7 +258,7 @@ def test_an_answer_for_one_that_has_ended_is_no_news() -> None:
     mind = chunks([1, 1, 1])
     assert mind.next() == Send((1,), 1, more=True, apart=True)
     mind.go(1)
-    mind.returned(1)
+    mind.returned(1, "b")
     assert mind.next() == Send((2,), 1, more=True, apart=True)
 
 
@@ -276,3 +276,22 @@ def test_who_waits_for_parts_of_itself_holds_nobody_up() -> None:
     mind.go(2)
     mind.wake(1)
     assert mind.next() == Run(1)
+
+
+def test_a_board_is_busy_until_it_has_answered_whoever_still_waits() -> None:
+    mind = chunks([1, 1, 1])
+    assert mind.next() == Send((1,), 1, more=True, apart=True)
+    mind.drop(1)
+    assert mind.next() == Run(1)
+    mind.go(1)
+    assert mind.next() == Await()
+    mind.returned(1, "b")
+    assert mind.next() == Send((2,), 1, more=True, apart=True)
+
+
+def test_an_answer_of_one_board_frees_nobody_who_waits_for_another() -> None:
+    """A number may be another request's by now."""
+    mind = chunks([1, 1, 1])
+    assert mind.next() == Send((1,), 1, more=True, apart=True)
+    mind.returned(1, "c")
+    assert mind.next() == Await()

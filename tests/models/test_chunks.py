@@ -12,6 +12,7 @@ from test_sharing import DEALS, saved
 from test_turns import on
 
 from hermes_mp.core.cluster.stretches import split_of
+from hermes_mp.errors import WrongInput
 
 SIZE = 5
 
@@ -82,8 +83,7 @@ def test_a_chunk_that_fails_ends_its_request_only(deal: str | None, tmp_path: Pa
         ended |= {one.member: one.error for one in turns.advance()}
     assert isinstance(ended[1], ZeroDivisionError)
     assert not head.supply.held
-    if deal is None:
-        assert torch.equal(found[2], asked(plain, 2))
+    assert torch.equal(found[2], asked(plain, 2))
 
 
 @pytest.mark.parametrize("deal", ["rounds", "contiguous"])
@@ -103,3 +103,47 @@ def test_broken_off_among_chunks(deal: str, tmp_path: Path) -> None:
     while len(turns):
         turns.advance()
     assert torch.equal(found[0], asked(plain, 1))
+
+
+@pytest.mark.parametrize("deal", [None, "rounds"])
+def test_no_chunk_overtakes_another_on_units_that_stay_from_now_on(deal: str | None, tmp_path: Path) -> None:
+    """What stays is not asked for: a later chunk found the next unit there, and an earlier one waited for it."""
+    plain = saved(tmp_path, family("gpt2"))
+    head, _, turns = on(tmp_path, None if deal is None else split_of(DEALS[deal]))
+    seen: set[int] = set()
+
+    def keeps(unit: int) -> bool:
+        """Each unit stays from the second look on."""
+        stays = unit in seen
+        seen.add(unit)
+        return stays
+
+    head.supply.keeps = keeps  # type: ignore[method-assign]
+    found: list[torch.Tensor] = []
+    for seed in (1, 2, 3):
+        turns.start(0, lambda seed=seed: found.append(asked(head.model, seed)))  # type: ignore[misc]
+        while len(turns):
+            for one in turns.advance():
+                assert one.error is None, one.error
+    assert all(torch.equal(answer, asked(plain, seed)) for seed, answer in zip((1, 2, 3), found, strict=True))
+
+
+def test_many_chunks_are_made_larger_ones(tmp_path: Path) -> None:
+    saved(tmp_path, family("gpt2"))
+    head, _, turns = on(tmp_path, None)
+    turns.start(0, lambda: head.model.generate(torch.ones(1, 65, dtype=torch.long), max_new_tokens=1, pad_token_id=0,
+                                               prefill_chunk_size=1))  # fmt: skip
+    while len(turns):
+        for one in turns.advance():
+            assert one.error is None, one.error
+    began = [one for one in head.supply.passes if one != "complete"]
+    assert began == ["22x3"]  # 65 tokens in 22 chunks of 3
+
+
+def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, family("gpt2"))
+    head, _, turns = on(tmp_path, None)
+    head.model.generation_config.use_cache = False
+    turns.start(0, lambda: asked(head.model, 1))
+    (ended,) = turns.advance()
+    assert isinstance(ended.error, WrongInput)
