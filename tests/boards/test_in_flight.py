@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
@@ -157,14 +158,19 @@ def test_a_prompt_in_chunks_on_one_board_and_two(models: Path, home: Path, tmp_p
 
 
 def test_a_board_dies_while_it_runs_chunks(models: Path, home: Path, tmp_path: Path) -> None:
-    """Whenever that is: the request is asked once more."""
+    """While they wait for its disk, so that it is in the middle of them; the request is asked once more."""
     chunks = ("--prefill-chunk", 4, "--split", ",".join(["head:1,b1:1"] * 4))
     one = launch(home / "one", *chunked(models, *chunks[:2]))
     with Serving(tmp_path / "boards", models, 1) as boards, Launch(
         home / "two", *chunked(models, *chunks, "--boards", boards.file)
     ) as run:
-        run.wait_for(lambda run: "units" in run.err)
+        run.wait_for(lambda run: boards.process("b1", "loader 0") is not None)
+        loader = boards.process("b1", "loader 0")
+        assert loader is not None
+        os.kill(loader, signal.SIGSTOP)
+        run.wait_for(lambda run: "waiting for board b1: its disk" in run.err)
         boards.kill("b1")
+        os.kill(loader, signal.SIGCONT)
         two = run.ended()
     assert answers(two) == answers(one)
     assert "going on without it" in two.err
