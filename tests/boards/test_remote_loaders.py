@@ -16,7 +16,7 @@ from launching import Launch, launch
 from hermes_mp.errors import BoardLost, BoardUnknown, ModelNotFound, ModelsDiffer, NotAllowed, WeightsChanged
 
 ARGUMENTS = ("--prompt", "the ship", "--max-new-tokens", 16, "--memory", "none", "--remote-loader", "nas=2")
-LONG = ("--prompt", "the ship", "--max-new-tokens", 30, "--memory", "none", "--remote-loader", "nas=2")
+LONG = ("--prompt", "the ship", "--max-new-tokens", 58, "--memory", "none", "--remote-loader", "nas=2")
 
 
 @pytest.fixture(scope="module")
