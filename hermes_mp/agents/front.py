@@ -19,7 +19,7 @@ class Front(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether compute was asked for something that it has not answered."""
+        """Whether compute was asked or told something that it has not answered."""
 
     @property
     def hurry_s(self) -> float | None:
