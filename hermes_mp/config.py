@@ -301,8 +301,8 @@ class LaunchConfig(StreamConfig):
         "same answers, each a little later and all much sooner; memory is reserved for each", "N", _REQUEST,
     )  # fmt: skip
     prefill_chunk: int | None = _option(
-        None, _whole(1, 2**24), "take a prompt through the layers in chunks of so many tokens (in 32 at most): of several "
-        "boards that are dealt single layers in turns all then compute at once; last bits may differ from the whole "
+        None, _whole(1, 2**24), "take a prompt through the layers in chunks of so many tokens (in 32 at most): of "
+        "several boards that are dealt single layers in turns all then compute at once; last bits may differ from the whole "
         "prompt's", "TOKENS", _REQUEST,
     )  # fmt: skip
     raw: bool = _option(False, SWITCH, "do not use the tokenizer's chat template", "", _REQUEST)
