@@ -302,8 +302,8 @@ class LaunchConfig(StreamConfig):
     )  # fmt: skip
     prefill_chunk: int | None = _option(
         None, _whole(1, 2**24), "take a prompt through the layers in chunks of so many tokens (in 32 at most): of "
-        "several boards that are dealt single layers in turns all then compute at once; last bits may differ from the whole "
-        "prompt's", "TOKENS", _REQUEST,
+        "several boards that are dealt single layers in turns all then compute at once; last bits may differ from the "
+        "whole prompt's", "TOKENS", _REQUEST,
     )  # fmt: skip
     raw: bool = _option(False, SWITCH, "do not use the tokenizer's chat template", "", _REQUEST)
     token_embeddings: bool = _option(False, SWITCH, "embeddings: also give the vector of every token", "", _REQUEST)
