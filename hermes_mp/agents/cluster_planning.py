@@ -225,7 +225,7 @@ class ClusterPlanning:
         linked = self._boards.linked.get(name)
         chosen = self.choice.plan
         facts: dict[str, Any] = {"layers": tuple(layers_of(self.choice.stretches, name))}
-        if linked is not None and linked.link is None:
+        if linked is not None and not linked.is_there:
             return BoardPart(name, left_out=linked.why or "it is lost")
         if linked is not None:
             facts["differs"] = tuple(differences(self._head.about, linked.facts))

@@ -45,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _gather(settings: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
-    from hermes_mp.agents.boards import BoardEntry, Boards, LostBoard
+    from hermes_mp.agents.board_link import BoardEntry, LostBoard
+    from hermes_mp.agents.boards import Boards
+    from hermes_mp.agents.greeting import Greeting
     from hermes_mp.host.checkpoint import find_checkpoint
     from hermes_mp.host.fingerprint import fingerprint
     from hermes_mp.host.pairings import Store
@@ -55,7 +57,7 @@ def _gather(settings: dict[str, Any], say: Callable[[str], None]) -> dict[str, A
     own = Store().identity() if any(entry.key for entry in entries) else None
     checkpoint = find_checkpoint(Path(settings["directory"]))
     name = HERE if own is None else own.name
-    hello = shared["software"], name, checkpoint.directory.name, fingerprint(checkpoint)
+    greeting = Greeting(shared["software"], name, checkpoint.directory.name, fingerprint(checkpoint))
     said: list[str] = []
 
     def hear(text: str) -> None:
@@ -65,7 +67,8 @@ def _gather(settings: dict[str, Any], say: Callable[[str], None]) -> dict[str, A
             say(text)
 
     lost: dict[str, str] = {}
-    with closing(Boards(entries, None if own is None else own.keys, hello, hear, say, settings["death_fd"])) as boards:
+    keys = None if own is None else own.keys
+    with closing(Boards(entries, keys, greeting, hear, say, settings["death_fd"])) as boards:
         for entry in entries:
             hear(f"greeting board {entry.name}")
             try:
@@ -84,7 +87,7 @@ def _asked(
     settings: dict[str, Any], fresh: bool, checkpoint: Any, boards: Any, lost: dict[str, str],
     say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    from hermes_mp.agents.boards import LostBoard
+    from hermes_mp.agents.board_link import LostBoard
     from hermes_mp.agents.cluster_planning import ClusterPlanning
 
     head = _head(settings, fresh, checkpoint, say)

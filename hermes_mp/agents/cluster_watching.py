@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hermes_mp.agents.boards import Boards, LostBoard, StageForgotten
+from hermes_mp.agents.board_link import BoardLink, LostBoard, StageForgotten
+from hermes_mp.agents.boards import Boards
 from hermes_mp.agents.cluster_planning import ClusterPlanning
 from hermes_mp.core.cluster.watch import Turn
 
@@ -98,7 +99,7 @@ class Watching:
         return found
 
 
-def _so_far(one: Any) -> Turn:
+def _so_far(one: BoardLink) -> Turn:
     return Turn(one.hops, one.away_ns / 1e9, one.took_ns / 1e9, one.stalled_ns / 1e9)
 
 

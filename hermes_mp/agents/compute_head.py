@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hermes_mp.agents.boards import BoardEntry, Boards, LostBoard, StageForgotten
+from hermes_mp.agents.board_link import BoardEntry, LostBoard, StageForgotten
+from hermes_mp.agents.boards import Boards
 from hermes_mp.agents.cluster_planning import Choice, ClusterPlanning, head_facts
 from hermes_mp.agents.cluster_watching import Watching
 from hermes_mp.agents.compute_model import Opened, takes_turns
+from hermes_mp.agents.greeting import Greeting
 from hermes_mp.agents.supplying import LinkedSupply
 from hermes_mp.core.bundle import Placed
 from hermes_mp.core.cluster.stretches import Stretch, of_board
@@ -53,9 +55,9 @@ class Head:
         directory = Path(settings["directory"])
         own = Store().identity() if any(entry.key for entry in entries) else None
         own_name = HERE if own is None else own.name
-        hello = (told["software"], own_name, directory.name, fingerprint(find_checkpoint(directory)))
+        greeting = Greeting(told["software"], own_name, directory.name, fingerprint(find_checkpoint(directory)))
         self.boards = Boards(
-            entries, None if own is None else own.keys, hello, supply.say, self._note, settings["death_fd"]
+            entries, None if own is None else own.keys, greeting, supply.say, self._note, settings["death_fd"]
         )
         self.epoch = 0
         self._repeated: set[int] = set()  # the requests that were repeated last

@@ -8,17 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hermes_mp.agents.borrowed import Lender
-from hermes_mp.board_messages import PROTOCOL, Hello, Refused, Welcome
-from hermes_mp.errors import (
-    BadMessage,
-    BoardLost,
-    BoardUnknown,
-    HermesError,
-    ModelNotFound,
-    ModelsDiffer,
-    ProtocolsDiffer,
-    by_exit_code,
-)
+from hermes_mp.agents.greeting import Greeting
+from hermes_mp.board_messages import Welcome
+from hermes_mp.errors import BoardLost, BoardUnknown, ModelNotFound, ModelsDiffer
 from hermes_mp.host.cachedir import versions
 from hermes_mp.host.lan import LanLink
 from hermes_mp.host.pairings import Store
@@ -48,38 +40,20 @@ def greet(
     keys = None if identity is None else identity.keys
     link = LanLink(lender.name, lender.address, keys, lender.key or None, deadline_s, death_fd)
     try:
-        software = _software()
-        link.send(Hello(PROTOCOL, software, "" if identity is None else identity.name, model, fingerprint))
+        greeting = Greeting(_software(), "" if identity is None else identity.name, model, fingerprint)
+        link.send(greeting.hello())
         answer = link.receive(deadline_s)
         if answer is None:
             raise BoardLost(f"board {lender.name} ({lender.address}) did not answer for {deadline_s:g} s")
-        if isinstance(answer, Refused):
-            raise said_by(lender.name, answer.exit_code, answer.text)
-        if not isinstance(answer, Welcome):
-            raise BadMessage(f"board {lender.name} answers a greeting with {type(answer).__name__}")
-        _check(lender.name, answer, model, fingerprint, software)
-        return link, answer
+        welcome = greeting.welcomed(lender.name, answer)
+        if not welcome.fingerprint:
+            raise ModelNotFound(f"board {lender.name} has no copy of {model}", "copy it there, or name another board")
+        if fingerprint and welcome.fingerprint != fingerprint:
+            raise ModelsDiffer(f"{model} is {fingerprint[:12]} here and {welcome.fingerprint[:12]} on {lender.name}")
+        return link, welcome
     except BaseException:
         link.close()
         raise
-
-
-def said_by(board: str, exit_code: int, text: str) -> HermesError:
-    """The error that a board told, with its name."""
-    kind = by_exit_code().get(exit_code, BadMessage)
-    return kind(f"board {board}: {text}")
-
-
-def _check(board: str, welcome: Welcome, model: str, fingerprint: str, software: str) -> None:
-    if welcome.protocol != PROTOCOL:
-        raise ProtocolsDiffer(
-            f"board {board} speaks version {welcome.protocol} of our protocol (hermes-mp {welcome.software}), "
-            f"this one {PROTOCOL} (hermes-mp {software})"
-        )
-    if not welcome.fingerprint:
-        raise ModelNotFound(f"board {board} has no copy of {model}", "copy it there, or name another board")
-    if fingerprint and welcome.fingerprint != fingerprint:
-        raise ModelsDiffer(f"{model} is {fingerprint[:12]} here and {welcome.fingerprint[:12]} on {board}")
 
 
 def _software() -> str:

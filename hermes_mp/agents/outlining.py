@@ -9,7 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 from hermes_mp.agents.borrowed import Lender
-from hermes_mp.agents.lenders import greet, said_by
+from hermes_mp.agents.greeting import said_by
+from hermes_mp.agents.lenders import greet
 from hermes_mp.board_messages import AskFile, FilePart, Refused
 from hermes_mp.errors import BadMessage, BoardLost, ModelNotFound
 from hermes_mp.host import outline

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
-from hermes_mp.agents.lenders import greet, said_by
+from hermes_mp.agents.greeting import said_by
+from hermes_mp.agents.lenders import greet
 from hermes_mp.agents.loader_arguments import RemoteArguments
 from hermes_mp.agents.loader_process import run_loader
 from hermes_mp.board_messages import GrantCredit, LendFailed, LendUnit, Refused, UnitLent, UnitPart

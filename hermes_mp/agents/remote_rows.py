@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from hermes_mp.agents.borrowed import Borrowed
-from hermes_mp.agents.lenders import greet, said_by
+from hermes_mp.agents.greeting import said_by
+from hermes_mp.agents.lenders import greet
 from hermes_mp.board_messages import GrantCredit, LendFailed, LendUnit, Refused, UnitLent, UnitPart
 from hermes_mp.core.borrowing import WINDOW_NBYTES, Borrowing
 from hermes_mp.errors import BadMessage, BoardLost, HermesError

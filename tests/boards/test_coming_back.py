@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hermes_mp.agents import boards as module
-from hermes_mp.agents.boards import LEFT_ALONE, BoardEntry, Boards, LostBoard
+from hermes_mp.agents.board_link import BoardEntry, LostBoard
+from hermes_mp.agents.boards import LEFT_ALONE, Boards
+from hermes_mp.agents.greeting import Greeting
 
 
 class Network:
@@ -22,7 +24,7 @@ class Network:
         if name not in self.there:
             self.now_s += self.takes_s
             raise LostBoard(name, "away")
-        boards.linked[name].link = object()  # type: ignore[assignment]
+        boards.linked[name]._lan = object()  # type: ignore[assignment]
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 @pytest.fixture
 def boards() -> Boards:
     entries = [BoardEntry(name, "127.0.0.1:9", "") for name in ("near", "far")]
-    return Boards(entries, None, ("1", "head", "model", ""), print, print, -1)
+    return Boards(entries, None, Greeting("1", "head", "model", ""), print, print, -1)
 
 
 def test_who_is_there_again_is_greeted_at_once(network: Network, boards: Boards) -> None:
