@@ -46,7 +46,8 @@ class RunPlan:
 
     `loaders` that read `chunk_nbytes` at a time, past the page cache where `direct`; `window`: slots that streamed
     units share. `forecast_us`: of a pass that repeats. `source`: "measured" where the model was profiled, "estimated"
-    where only the disk was, "assumed" where not even that.
+    where only the disk was, "assumed" where not even that. `lenders`: other boards that shall read for this run, as
+    JSON of `agents.borrowed.Borrowed`; "" for none.
     """
 
     loaders: int = 0
@@ -55,6 +56,7 @@ class RunPlan:
     direct: bool = True
     forecast_us: int = 0
     source: str = ""
+    lenders: str = ""
 
 
 @dataclass(frozen=True)

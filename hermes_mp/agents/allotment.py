@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from hermes_mp.core.budget import MIN_SLOTS, Needs, Spare, auto_budget, share_out, slot_cost, slot_shape
 from hermes_mp.core.unitlist import UnitList
+from hermes_mp.errors import BudgetTooSmall
 from hermes_mp.host.arena import Arena
 from hermes_mp.messages import SlotNo
 
@@ -65,6 +66,17 @@ class Allotment:
         self.slot_nbytes, self.reserve_nbytes, self._within = nbytes, share.reserve, count
         self.want(count)
         return count
+
+    def has_room(self, units: UnitList, needs: Needs, loaders: int) -> bool:
+        """Whether a named budget would hold the narrowest window of these units, with so many loaders."""
+        if self._auto or self.budget_nbytes is None:
+            return True
+        nbytes, rounding = slot_shape(units.slot_nbytes, self._arena.granule, mmap.PAGESIZE)
+        try:
+            share_out(self.budget_nbytes, needs, len(units.units), nbytes, loaders, rounding)
+        except BudgetTooSmall:
+            return False
+        return True
 
     def want(self, count: int) -> None:
         """So many there shall be from now on; whoever has surplus ones will `remove` them."""

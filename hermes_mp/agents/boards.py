@@ -57,7 +57,6 @@ class Boards:
         self.linked = {one.name: BoardLink(one, note) for one in entries}
         self._keys, self._greeting, self._say, self._death_fd = keys, greeting, say, death_fd
         self._looked_s = 0.0
-        self._settings = ""
 
     @property
     def there(self) -> list[str]:
@@ -110,10 +109,18 @@ class Boards:
 
     def start(self, names: Iterable[str], settings: dict[str, Any], epoch: int) -> None:
         """Have them start a stage; `assign` says of what. Raises LostBoard."""
-        self._settings = json.dumps(settings)
         for name in names:
-            self.linked[name].opened = {}
-            self.linked[name].send(StartStage(epoch, self._settings))
+            one = self.linked[name]
+            one.opened, one.rests = {}, False
+            one.send(StartStage(epoch, json.dumps(settings)))
+
+    def rest(self, name: str, epoch: int) -> None:
+        """Have its stage end, and with it all that it takes of that board's memory. Raises LostBoard."""
+        one = self.linked[name]
+        if not one.rests:
+            one.send(StopStage(epoch))
+            self._await(one, (StageEnded,), START_S)
+            one.rests = True
 
     def await_opened(self) -> None:
         """Until the stages of all that are there have said what planning needs. Raises LostBoard."""
@@ -122,7 +129,7 @@ class Boards:
     def ask(self, name: str, epoch: int) -> dict[str, Any]:
         """What the board's stage has taken so far. Raises LostBoard."""
         one = self.linked[name]
-        if one.asked is not None:  # its answer comes first, and is not to be lost
+        if one.rests or one.asked is not None:  # then the answer comes first, and is not to be lost
             return one.stage
         one.send(AskStage(epoch))
         self._await(one, (StageTold,), HEARTBEAT_TIMEOUT_S)
@@ -197,6 +204,8 @@ class Boards:
         """Have all stages end, and hear what they took."""
         waiting = []
         for one in self.linked.values():
+            if one.rests:
+                continue
             with contextlib.suppress(HermesError):
                 one.send(StopStage(epoch))
                 waiting.append(one)

@@ -91,12 +91,25 @@ class Choice:
     def windows(self) -> dict[str, int]:
         return {} if self.plan is None else {one.board: one.window for one in self.plan.boards}
 
-    def run_plan(self, usual: RunPlan, here: str, source: str) -> RunPlan:
-        """Of the head's own daemon."""
+    @property
+    def lenders(self) -> dict[str, int]:
+        """Boards that read for the head, and by how many remote loaders."""
+        return {} if self.plan is None else {one.lender: one.loaders for one in self.plan.lendings}
+
+    @property
+    def small(self) -> list[str]:
+        """Boards that have no room for a layer, and none to run."""
+        small = None if self.cluster is None else self.cluster.lenders
+        used = {one.board for one in self.stretches}
+        return sorted(name for name in small or () if name not in used)
+
+    def run_plan(self, usual: RunPlan, here: str, source: str, lenders: str) -> RunPlan:
+        """Of the head's own daemon; `lenders` are ours, as `RunPlan` has them."""
         if self.plan is None:
             return usual
         window = self.windows.get(here, 0)
-        return replace(usual, window=window, forecast_us=round(self.plan.seconds * 1e6), source=source)
+        forecast_us = round(self.plan.seconds * 1e6)
+        return replace(usual, window=window, forecast_us=forecast_us, source=source, lenders=lenders)
 
 
 class ClusterPlanning:
@@ -163,12 +176,22 @@ class ClusterPlanning:
         except (BudgetTooSmall, CannotBeCut) as error:  # by what is known here; the daemons judge by what is so
             if given is None:
                 self._note(f"no plan: {error}; the layers are dealt in equal parts")
-            self.choice = Choice(given or _equal([board.name for board in cluster.boards], layers), None, cluster)
+            able = [board.name for board in cluster.boards if board.name not in (cluster.lenders or ())]
+            self.choice = Choice(given or _equal(able or [self._here], layers), None, cluster)
         chosen = self.choice.plan
         self._watch = Watch({} if chosen is None else expected(cluster, chosen))
         self.change = ""
-        self._say_who_is_left_out(chosen)
+        for name, loaders in self.choice.lenders.items():
+            through = f"{loaders} remote loader{'s' * (loaders > 1)}"
+            self._once(name, f'board "{name}" has no room for layers, and lends its disk to {through} here')
+        for name, one in ({} if chosen is None else chosen.left_out).items():
+            self._once(name, f'board "{name}" is left out: {one.why}')
         return self.choice
+
+    def _once(self, name: str, text: str) -> None:
+        if self._noted.get(name) != text:
+            self._noted[name] = text
+            self._note(text)
 
     @property
     def source(self) -> str:
@@ -176,12 +199,6 @@ class ClusterPlanning:
         told = [self._head.told.source]
         told += [self.told(name).source for name in self._boards.there]
         return MEASURED if all(one == MEASURED for one in told) else ESTIMATED
-
-    def _say_who_is_left_out(self, chosen: ClusterPlan | None) -> None:
-        for name, one in ({} if chosen is None else chosen.left_out).items():
-            if self._noted.get(name) != one.why:
-                self._noted[name] = one.why
-                self._note(f'board "{name}" is left out: {one.why}')
 
     # --- while it runs
 

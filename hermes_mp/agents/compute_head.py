@@ -5,12 +5,14 @@ The request under way is then repeated from its beginning; what was said of it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.board_link import BoardEntry, LostBoard, StageForgotten
 from hermes_mp.agents.boards import Boards
+from hermes_mp.agents.borrowed import Borrowed, Lender
 from hermes_mp.agents.cluster_planning import Choice, ClusterPlanning, head_facts
 from hermes_mp.agents.cluster_watching import Watching
 from hermes_mp.agents.compute_model import Opened, takes_turns
@@ -56,6 +58,7 @@ class Head:
         own = Store().identity() if any(entry.key for entry in entries) else None
         own_name = HERE if own is None else own.name
         greeting = Greeting(told["software"], own_name, directory.name, fingerprint(find_checkpoint(directory)))
+        self._entries, self._greeting = {entry.name: entry for entry in entries}, greeting
         self.boards = Boards(
             entries, None if own is None else own.keys, greeting, supply.say, self._note, settings["death_fd"]
         )
@@ -137,6 +140,9 @@ class Head:
         self._stretches = choice.stretches
         own = {name: of_board(self._stretches, name) for name in self.boards.there}
         used = {name: ranges for name, ranges in own.items() if ranges}
+        for name in choice.small:
+            self.boards.rest(name, self.epoch)
+        self._wake(name for name in used if self.boards.linked[name].rests)
         self.boards.assign(self.epoch, used, choice.windows)
         sharing.assign(self._stretches)
         far = [layer for one in self._stretches if one.board != HERE for layer in range(one.first, one.last)]
@@ -149,7 +155,20 @@ class Head:
     def _run_plan(self, choice: Choice) -> RunPlan:
         assert self._opened is not None
         assert self._planning is not None
-        return choice.run_plan(self._opened.plan, HERE, self._planning.source)
+        lenders = tuple(
+            Lender(name, self._entries[name].address, self._entries[name].key, count)
+            for name, count in choice.lenders.items()
+        )
+        borrowed = Borrowed(lenders, self._greeting.model, self._greeting.fingerprint)
+        told = json.dumps(borrowed.as_json()) if lenders else ""
+        return choice.run_plan(self._opened.plan, HERE, self._planning.source, told)
+
+    def _wake(self, names: Iterable[str]) -> None:
+        """Start stages again where disks were lent. Raises LostBoard."""
+        found = list(names)
+        self.boards.start(found, self._settings["boards"]["stage"], self.epoch)
+        if found:
+            self.boards.await_opened()
 
     # --- requests
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +100,11 @@ class LoaderCrew:
         self._lenders.update({action.loader: lender for action, lender in zip(actions, each, strict=True)})
         for action in actions:
             self._spawn(action.loader, action.epoch)
+
+    @property
+    def lenders(self) -> dict[str, int]:
+        """How many take from which board."""
+        return dict(Counter(lender.name for lender in self._lenders.values()))
 
     @property
     def local(self) -> int:

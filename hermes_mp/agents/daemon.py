@@ -17,6 +17,7 @@ from hermes_mp.agents import status
 from hermes_mp.agents.accounting import Accounting
 from hermes_mp.agents.adapting import Adapting
 from hermes_mp.agents.allotment import Allotment
+from hermes_mp.agents.borrowed import Borrowed
 from hermes_mp.agents.computing import Computing
 from hermes_mp.agents.front import Front
 from hermes_mp.agents.guard import Guard
@@ -25,8 +26,7 @@ from hermes_mp.agents.remembering import Remembering
 from hermes_mp.agents.settings import DaemonSettings
 from hermes_mp.config import FAST
 from hermes_mp.core import pipeload
-from hermes_mp.core.borrowing import WINDOW_NBYTES
-from hermes_mp.core.budget import MIN_SLOTS, Needs
+from hermes_mp.core.budget import MIN_SLOTS, WINDOW_NBYTES, Needs
 from hermes_mp.core.lifecycle import Happened
 from hermes_mp.core.pipeload import (
     Announce,
@@ -115,7 +115,8 @@ class Daemon:
         self.arena, self.crew = quarters.arena, quarters.crew
         self.started_ns = time.monotonic_ns()
         self.over: HermesError | bool | None = False  # True or an error once the run is to end
-        loaders = quarters.loaders + settings.remote_loaders
+        self._borrowed = settings.borrowed
+        loaders = quarters.loaders + self._remote_loaders
         self.slots = Allotment(quarters.arena, settings.memory, loaders, settings.slots)
         self.adapting = Adapting(self.slots.budget_nbytes, front)
         self.accounting = Accounting(
@@ -161,9 +162,8 @@ class Daemon:
 
     def start(self) -> None:
         """Where the units are known from an earlier run, let the loaders read at once; then spawn compute."""
-        if self.settings.borrowed is not None:
-            allow_files(FILES + FILES_PER_LOADER * self.slots.loaders)
-            self.crew.borrow(self.settings.borrowed)
+        if self._borrowed is not None:
+            self._borrow(self._borrowed)
         known = self._remembering.recall()
         if known is not None:
             try:
@@ -512,7 +512,7 @@ class Daemon:
             raise BadMessage(f"compute described {len(specs)} of {message.units} units, or others than it named")
         units.check()
         self.sample(exactly=True)
-        self._follow(message.plan)
+        self._follow(self._as_there_is_room(message, units))
         self._start = None
         needs = self._needs(message.base_nbytes, message.reserve_nbytes, message.wish_nbytes)
         self._described = [], []
@@ -535,11 +535,37 @@ class Daemon:
 
     # --- units and slots
 
+    def _as_there_is_room(self, described: UnitsDescribed, units: UnitList) -> RunPlan:
+        """The plan, but without lenders where remote loaders do not fit: by what ours take, not by a forecast."""
+        plan = described.plan
+        if not plan.lenders or self._borrowed is not None:
+            return plan
+        remote = Borrowed.from_json(json.loads(plan.lenders)).loaders
+        local = plan.loaders or self.plan.loaders
+        needs = self._needs_of(local, remote, described.base_nbytes, described.reserve_nbytes, described.wish_nbytes)
+        if self.slots.has_room(units, needs, local + remote):
+            return plan
+        self.front.say("no disk is borrowed: the budget here has no room for a remote loader")
+        return replace(plan, lenders="", forecast_us=0, source="")
+
     def _needs(self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
-        loaders = self.plan.loaders + self.settings.remote_loaders
-        needs = self.accounting.needs(loaders, base_nbytes, reserve_nbytes, wish_nbytes)
+        return self._needs_of(self.plan.loaders, self._remote_loaders, base_nbytes, reserve_nbytes, wish_nbytes)
+
+    def _needs_of(
+        self, local: int, remote: int, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int
+    ) -> Needs:
+        needs = self.accounting.needs(local + remote, base_nbytes, reserve_nbytes, wish_nbytes)
         # What a lender was allowed to send may wait in a loader's memory.
-        return replace(needs, loaders=needs.loaders + self.settings.remote_loaders * WINDOW_NBYTES)
+        return replace(needs, loaders=needs.loaders + remote * WINDOW_NBYTES)
+
+    @property
+    def _remote_loaders(self) -> int:
+        return 0 if self._borrowed is None else self._borrowed.loaders
+
+    def _borrow(self, borrowed: Borrowed) -> None:
+        """From these as well, until the run ends."""
+        allow_files(FILES + FILES_PER_LOADER * (self.plan.loaders + borrowed.loaders))
+        self.crew.borrow(borrowed)
 
     def _follow(self, plan: RunPlan) -> None:
         """Run by this plan: so many loaders, that read in this way."""
@@ -547,7 +573,10 @@ class Daemon:
         if self.settings.borrowed is not None:  # which the plan knows nothing of
             loaders = self.plan.loaders if self.settings.has_copy else 0
             self.plan = replace(self.plan, loaders=loaders, window=0, forecast_us=0, source="")
-        self.slots.loaders = self.plan.loaders + self.settings.remote_loaders
+        elif plan.lenders and self._borrowed is None:
+            self._borrowed = Borrowed.from_json(json.loads(plan.lenders))
+            self._borrow(self._borrowed)
+        self.slots.loaders = self.plan.loaders + self._remote_loaders
         for number, epoch in self.crew.resize(self.plan.loaders):
             if not self.hub.send(Peer("loader", number, epoch), StopLoader()):
                 self.crew.kill(number, epoch)  # not connected yet: it would work, uncounted, once it is

@@ -19,7 +19,8 @@ from hermes_mp.agents.loader_arguments import RemoteArguments
 from hermes_mp.agents.loader_process import run_loader
 from hermes_mp.board_messages import GrantCredit, LendFailed, LendUnit, Refused, UnitLent, UnitPart
 from hermes_mp.core import loading
-from hermes_mp.core.borrowing import WINDOW_NBYTES, Borrowing
+from hermes_mp.core.borrowing import Borrowing
+from hermes_mp.core.budget import WINDOW_NBYTES
 from hermes_mp.core.loading import LoadBroken, Loading, LoadRead
 from hermes_mp.errors import (
     BadMessage,

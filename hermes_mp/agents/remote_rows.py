@@ -12,7 +12,8 @@ from hermes_mp.agents.borrowed import Borrowed
 from hermes_mp.agents.greeting import said_by
 from hermes_mp.agents.lenders import greet
 from hermes_mp.board_messages import GrantCredit, LendFailed, LendUnit, Refused, UnitLent, UnitPart
-from hermes_mp.core.borrowing import WINDOW_NBYTES, Borrowing
+from hermes_mp.core.borrowing import Borrowing
+from hermes_mp.core.budget import WINDOW_NBYTES
 from hermes_mp.errors import BadMessage, BoardLost, HermesError
 from hermes_mp.host.lan import LanLink
 from hermes_mp.host.wire import Poller

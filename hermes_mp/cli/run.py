@@ -79,7 +79,7 @@ def _run(
             ledger.slots = len(daemon.slots.bases)
             ledger.budget_nbytes = daemon.slots.budget_nbytes
             ledger.loaders, ledger.plan = daemon.plan.loaders, daemon.plan
-            ledger.remote_loaders = {} if borrowed is None else {one.name: one.count for one in borrowed.lenders}
+            ledger.remote_loaders = daemon.crew.lenders
             ledger.verified = daemon.guard.report()
             ledger.degraded = daemon.crew.degraded()
             ledger.residents = len(daemon.mind.residents) if daemon.mind is not None else 0
@@ -89,7 +89,7 @@ def _run(
     if trace is not None and trace.failure:
         console.note(trace.failure)
     report = ledger.report()
-    if settings.boards is not None:
+    if settings.boards is not None and not report.remote_loaders:
         keep_disk_rate(checkpoint, ledger.reading, ledger.loaders)
     console.report(report)
     return front.exit_code

@@ -14,9 +14,6 @@ from hermes_mp.core.lending import GRANT_NBYTES, stretches
 from hermes_mp.errors import BadMessage
 from hermes_mp.messages import Range
 
-WINDOW_NBYTES = 8 << 20  # allowed on their way to one borrower: what a disk and a wire have under way together
-
-
 LINK_NBYTES_PER_S = 117e6  # of the usual cable, 1 Gbit/s
 WORTH = 0.1  # of what is read here: what borrowing should add at least
 

@@ -16,6 +16,7 @@ MARGIN_NBYTES = 12 << 20  # the allocator's slack, and growth of daemon and load
 LAST_NBYTES = 16 << 20  # of the reserve stays free even where all else is needed to run at all
 RUNS_DIFFER_NBYTES = 8 << 20  # compute takes up to 5 MiB more or less in the next run: the budget named must do there
 LOADER_NBYTES = 13 << 20  # what one that is still starting will take; one at work has 11.6
+WINDOW_NBYTES = 8 << 20  # on their way to one remote loader: what a disk and a wire have under way together
 DAEMON_NBYTES = 20 << 20  # at work 16 to 17
 PAGE_ENTRIES = 512  # a page table entry is 8 bytes for a page of 4 KiB: 1/512, once per process that maps the slot
 

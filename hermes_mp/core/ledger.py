@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from hermes_mp.core.busy import Reading
@@ -172,7 +173,9 @@ class Ledger:
             verified=self.verified,
             remote_loaders=dict(self.remote_loaders),
             degraded=tuple(self.degraded),
-            boards=tuple(self.boards.values()),
+            boards=tuple(
+                replace(one, lends_to=self.remote_loaders.get(name, 0)) for name, one in self.boards.items()
+            ),
         )
 
     def _read(self, nbytes: int, started_ns: int, ended_ns: int) -> None:

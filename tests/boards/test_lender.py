@@ -27,7 +27,7 @@ from hermes_mp.board_messages import (
     UnitLent,
     UnitPart,
 )
-from hermes_mp.core.borrowing import WINDOW_NBYTES
+from hermes_mp.core.budget import WINDOW_NBYTES
 from hermes_mp.errors import BadMessage, ModelNotFound
 from hermes_mp.host import outline
 from hermes_mp.host.checkpoint import find_checkpoint

@@ -51,8 +51,9 @@ def _sets(search: Search) -> Iterator[tuple[tuple[int, ...], tuple[Lending, ...]
     """The boards that may run layers, all others with a copy lending their disks: none of them, any, all."""
     cluster, head = search.cluster, search.cluster.head
     copies = [number for number, board in enumerate(cluster.boards) if board.disk_nbytes_per_s is not None]
-    for count in range(1 if cluster.nobody_lends else len(copies) + 1):
-        for lenders in itertools.combinations([board for board in copies if board != head], count):
+    may = [board for board in copies if board != head and cluster.may_lend(board)]
+    for count in range(len(may) + 1):
+        for lenders in itertools.combinations(may, count):
             runs = [board for board in range(len(cluster.boards)) if board not in lenders]
             for receivers in itertools.product([head] if cluster.only_head_borrows else runs, repeat=count):
                 fed = {*receivers, *copies}

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hermes_mp.core.budget import LOADER_NBYTES
-from hermes_mp.core.cluster.cluster import CREDIT_NBYTES, LENDER_NBYTES, Cluster, Lending
+from hermes_mp.core.budget import LOADER_NBYTES, WINDOW_NBYTES
+from hermes_mp.core.cluster.cluster import LENDER_NBYTES, Cluster, Lending
 
 
 def readers_of(cluster: Cluster, board: int, lendings: Sequence[Lending]) -> tuple[tuple[float, float], ...]:
@@ -26,7 +26,7 @@ def readers_of(cluster: Cluster, board: int, lendings: Sequence[Lending]) -> tup
             lender = cluster.number(one.lender)
             link = cluster.between(lender, board)
             disk = cluster.boards[lender].disk_nbytes_per_s or 0.0
-            windowed = one.loaders * CREDIT_NBYTES / max(link.round_trip_s, 1e-9)
+            windowed = one.loaders * WINDOW_NBYTES / max(link.round_trip_s, 1e-9)
             remote.append((min(disk * one.share, link.nbytes_per_s, windowed), link.round_trip_s))
     together = sum(rate for rate, _ in remote)
     fits = min(1.0, cluster.receives_nbytes_per_s(board) / together) if together else 1.0
@@ -37,7 +37,7 @@ def readers_of(cluster: Cluster, board: int, lendings: Sequence[Lending]) -> tup
 def memory_beside(cluster: Cluster, board: int, layers: int, lendings: Sequence[Lending]) -> int:
     """Bytes a board needs besides slots: for so many layers, for what it borrows, and for what it lends."""
     facts = cluster.boards[board]
-    each = LOADER_NBYTES + CREDIT_NBYTES
+    each = LOADER_NBYTES + WINDOW_NBYTES
     borrowed = sum(one.loaders for one in lendings if one.receiver == facts.name)
     lent = sum(one.loaders for one in lendings if one.lender == facts.name)
     runs = facts.is_head or layers > 0

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hermes_mp.core.budget import DAEMON_NBYTES, LOADER_NBYTES, MARGIN_NBYTES
+from hermes_mp.core.budget import DAEMON_NBYTES, LOADER_NBYTES, MARGIN_NBYTES, WINDOW_NBYTES
 from hermes_mp.core.cluster.stretches import Stretch
 from hermes_mp.errors import BadOption, CannotBeCut
 
 # Of processes on both sides, in one change from the head to a board and back: of 40 empty hops over loopback the
 # faster ones took 1.0 to 1.5 ms, those in the middle 2, on two cores of a busy virtual machine.
 HOP_S = 0.0015
-CREDIT_NBYTES = 4 << 20  # of one remote loader, that may be on their way
 MOST_BOARDS = 64
 
 
@@ -83,14 +82,15 @@ class ClusterModel:
 class Cluster:
     """Boards, the model, and `links` by the name of each board that is not the head. Raises CannotBeCut, BadOption.
 
-    `only_head_borrows`: boards do not talk to each other, so that nobody but the head has remote loaders.
+    `only_head_borrows`: boards do not talk to each other, so that nobody but the head has remote loaders. `lenders`:
+    whose disk others may read; None: that of all that have a copy.
     """
 
     model: ClusterModel
     boards: tuple[BoardFacts, ...]
     links: Mapping[str, LinkFacts] = field(default_factory=dict)
     only_head_borrows: bool = False
-    nobody_lends: bool = False
+    lenders: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         names = [board.name for board in self.boards]
@@ -123,6 +123,10 @@ class Cluster:
             if board.name == name:
                 return number
         raise BadOption(f'no board is called "{name}"; there are {", ".join(board.name for board in self.boards)}')
+
+    def may_lend(self, board: int) -> bool:
+        facts = self.boards[board]
+        return facts.disk_nbytes_per_s is not None and (self.lenders is None or facts.name in self.lenders)
 
     def hop_s(self, board: int, tokens: int = 1) -> float:
         """From the head to a board and back, with the hidden states of so many tokens each way; 0 for the head."""
@@ -213,4 +217,4 @@ class ClusterPlan:
 
 
 # What a board that only lends takes: no compute is there.
-LENDER_NBYTES = DAEMON_NBYTES + LOADER_NBYTES + CREDIT_NBYTES + MARGIN_NBYTES
+LENDER_NBYTES = DAEMON_NBYTES + LOADER_NBYTES + WINDOW_NBYTES + MARGIN_NBYTES

@@ -18,6 +18,7 @@ class BoardPart:
     `away_s`: from asking it to its answers, of which `compute_s` computing, `stalled_s` in wait for its units, and
     `link_s` on the way; None where no token was made, and for the head, whose figures are the report's own.
     `differs`: in what it is another machine than the head: then the model is the same, but not every bit is promised.
+    `lends_to`: so many remote loaders of the head, which read its disk.
     """
 
     board: str
@@ -38,6 +39,7 @@ class BoardPart:
     peak_nbytes: int | None = None
     differs: tuple[str, ...] = ()
     left_out: str = ""
+    lends_to: int = 0
 
 
 def board_lines(parts: Sequence[BoardPart]) -> list[str]:
@@ -56,7 +58,8 @@ def _line(one: BoardPart) -> str:
     if one.left_out:
         return f"{one.board}: left out: {one.left_out}"
     if not one.layers:
-        return f"{one.board}: no layers"
+        lends = f", lends its disk to {one.lends_to} remote loader{'s' * (one.lends_to > 1)}" if one.lends_to else ""
+        return f"{one.board}: no layers{lends}"
     noun = "layer" if len(one.layers) == 1 else "layers"
     parts = [f"{one.board}: {noun} {ranges_text(one.layers)}"]
     if one.away_s is not None:

@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from hermes_mp.core.cluster.cluster import CREDIT_NBYTES, Cluster, Lending
+from hermes_mp.core.budget import WINDOW_NBYTES
+from hermes_mp.core.cluster.cluster import Cluster, Lending
 from hermes_mp.core.cluster.deals import hops_of, ideal, in_rounds
 from hermes_mp.core.cluster.forecast import Forecaster, Way
 
@@ -183,8 +184,8 @@ class Search:
         if self.cluster.boards[self.cluster.head].disk_nbytes_per_s is not None:
             yield ()
             return
-        for lender, facts in enumerate(self.cluster.boards):
-            if facts.disk_nbytes_per_s is not None and not self.cluster.nobody_lends:
+        for lender in range(len(self.cluster.boards)):
+            if self.cluster.may_lend(lender):
                 for share in SHARES if lender in boards else (1.0,):
                     yield (self.lending(lender, self.cluster.head, share),)
 
@@ -192,7 +193,7 @@ class Search:
         """As many remote loaders as keep the link full."""
         link = self.cluster.between(lender, receiver)
         rate = min(link.nbytes_per_s, (self.cluster.boards[lender].disk_nbytes_per_s or 0.0) * share)
-        loaders = min(MOST_LOADERS, max(1, math.ceil(rate * link.round_trip_s / CREDIT_NBYTES)))
+        loaders = min(MOST_LOADERS, max(1, math.ceil(rate * link.round_trip_s / WINDOW_NBYTES)))
         names = self.cluster.boards[lender].name, self.cluster.boards[receiver].name
         return Lending(*names, share, loaders)
 
@@ -220,7 +221,7 @@ class Search:
     def _offers(self, stages: set[int], busy: set[str]) -> Iterator[Lending]:
         """A board without layers to one with layers; to one without a copy any board, with a part of its disk."""
         for lender, facts in enumerate(self.cluster.boards):
-            if facts.disk_nbytes_per_s is None or facts.name in busy or self.cluster.nobody_lends:
+            if facts.name in busy or not self.cluster.may_lend(lender):
                 continue
             for receiver, takes in enumerate(self.cluster.boards):
                 fed = takes.disk_nbytes_per_s is not None

@@ -1,0 +1,103 @@
+"""A board that has no room for layers lends its disk to the head instead, where that pays; over real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from boards.served import Served
+from launching import Launch, launch
+
+from hermes_mp.agents.stage_costs import keep_disk_rate
+from hermes_mp.core.busy import Reading
+from hermes_mp.host.checkpoint import find_checkpoint
+
+MIB = 1 << 20
+UNIT_NBYTES, UNIT_NS = 10_000_000, 5_000_000_000  # 2 MB/s
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """340 MB, of which little stays in a small budget."""
+    from tiny_models import gpt2
+
+    return gpt2(tmp_path_factory.mktemp("models") / "wide", width=768, layers=12)
+
+
+@pytest.fixture
+def env(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Of a head that has learned in an earlier run how slow its disk is."""
+    cache = str(tmp_path / "cache")
+    reading = Reading()
+    for number in range(40):
+        reading.add(UNIT_NBYTES, number * UNIT_NS, (number + 1) * UNIT_NS)
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", cache)
+        keep_disk_rate(find_checkpoint(model), reading, loaders=1)
+    return {"XDG_CACHE_HOME": cache, "XDG_CONFIG_HOME": cache, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def shelf(model: Path, tmp_path: Path) -> Iterator[Served]:
+    """Its memory holds no compute, let alone layers."""
+    flags = ("--model-dir", model, "--memory", "150MiB", "--listen", "127.0.0.1:0", "--loaders", 1)
+    board = Served(tmp_path / "shelf", *flags)
+    try:
+        yield board
+    finally:
+        board.close()
+
+
+def words(model: Path, memory: str, tokens: int = 8) -> list[object]:
+    return [
+        "--model", model, "--prompt", "the ship", "--max-new-tokens", tokens, "--memory", memory,
+        "--threads", 1, "--loaders", 1,
+    ]  # fmt: skip
+
+
+def shared(shelf: Served, tmp_path: Path) -> list[object]:
+    return ["--boards", shelf.boards_file(tmp_path / "boards.toml")]
+
+
+def below(board: Served) -> list[str]:
+    """The titles of its processes."""
+    return [" ".join(one.cmdline()) for one in psutil.Process(board.process.pid).children(recursive=True)]
+
+
+def token_ids(ended: Any) -> list[int]:
+    assert ended.code == 0, ended.err
+    found: list[int] = ended.object["answers"][0]["token_ids"]
+    return found
+
+
+def test_it_lends_where_the_disk_here_is_slow(
+    model: Path, home: Path, tmp_path: Path, env: dict[str, str], shelf: Served
+) -> None:
+    alone = launch(home / "alone", *words(model, "none"), "--json")
+    ended = launch(home / "shared", *words(model, "480MiB"), *shared(shelf, tmp_path), "--json", env=env)
+    assert token_ids(ended) == token_ids(alone)
+    assert 'board "shelf" has no room for layers, and lends its disk to 1 remote loader here' in ended.err
+    report = ended.object["report"]
+    assert report["remote_loaders"] == {"shelf": 1}
+    assert {one["board"]: (len(one["layers"]), one["lends_to"]) for one in report["boards"]} == {
+        "head": (12, 0), "shelf": (0, 1),
+    }  # fmt: skip
+    assert report["memory"]["peak_nbytes"] <= 480 * MIB
+
+
+def test_meanwhile_it_computes_nothing_and_may_be_lost(
+    model: Path, home: Path, tmp_path: Path, env: dict[str, str], shelf: Served
+) -> None:
+    alone = launch(home / "alone", *words(model, "none", 24))
+    with Launch(home / "shared", *words(model, "480MiB", 24), *shared(shelf, tmp_path), env=env) as run:
+        run.wait_until_at_work(2)
+        run.wait_for(lambda _: below(shelf))
+        titles = below(shelf)
+        shelf.process.kill()
+        ended = run.ended()
+    assert (ended.code, ended.out) == (0, alone.out)
+    assert not [title for title in titles if "compute" in title], titles
+    assert "board shelf" in ended.err
