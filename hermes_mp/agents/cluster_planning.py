@@ -16,7 +16,7 @@ from hermes_mp.agents.stage_costs import disk_rate, head_beside_nbytes, idle_nby
 from hermes_mp.core.cluster.cluster import Cluster, ClusterModel, ClusterPlan, LinkFacts
 from hermes_mp.core.cluster.facts import ESTIMATED, MEASURED, Told, differences, make_cluster, read_told
 from hermes_mp.core.cluster.layer_costs import LayerCosts, Learning
-from hermes_mp.core.cluster.planner import given_plan, plan
+from hermes_mp.core.cluster.planner import given_plan, plan, plan_lending
 from hermes_mp.core.cluster.report import BoardPart
 from hermes_mp.core.cluster.stretches import Stretch, check_stretches, layers_of, split_of
 from hermes_mp.core.cluster.watch import Slow, Turn, Watch, corrected, expected, when_to_change
@@ -97,11 +97,11 @@ class Choice:
         return {} if self.plan is None else {one.lender: one.loaders for one in self.plan.lendings}
 
     @property
-    def small(self) -> list[str]:
-        """Boards that have no room for a layer, and none to run."""
+    def resting(self) -> list[str]:
+        """Boards without layers whose memory is better free: they lend, or have no room for a layer."""
         small = None if self.cluster is None else self.cluster.lenders
         used = {one.board for one in self.stretches}
-        return sorted(name for name in small or () if name not in used)
+        return sorted({*(small or ()), *self.lenders} - used)
 
     def run_plan(self, usual: RunPlan, here: str, source: str, lenders: str) -> RunPlan:
         """Of the head's own daemon; `lenders` are ours, as `RunPlan` has them."""
@@ -171,7 +171,7 @@ class ClusterPlanning:
             given = split_of(split)
             check_stretches(given, layers)
         try:
-            found = plan(cluster) if given is None else given_plan(cluster, given)
+            found = plan_lending(cluster) if given is None else given_plan(cluster, given)
             self.choice = Choice(list(found.stretches), found, cluster)
         except (BudgetTooSmall, CannotBeCut) as error:  # by what is known here; the daemons judge by what is so
             if given is None:
@@ -183,7 +183,7 @@ class ClusterPlanning:
         self.change = ""
         for name, loaders in self.choice.lenders.items():
             through = f"{loaders} remote loader{'s' * (loaders > 1)}"
-            self._once(name, f'board "{name}" has no room for layers, and lends its disk to {through} here')
+            self._once(name, f'board "{name}" runs no layers, and lends its disk to {through} here')
         for name, one in ({} if chosen is None else chosen.left_out).items():
             self._once(name, f'board "{name}" is left out: {one.why}')
         return self.choice

@@ -140,7 +140,7 @@ class Head:
         self._stretches = choice.stretches
         own = {name: of_board(self._stretches, name) for name in self.boards.there}
         used = {name: ranges for name, ranges in own.items() if ranges}
-        for name in choice.small:
+        for name in choice.resting:
             self.boards.rest(name, self.epoch)
         self._wake(name for name in used if self.boards.linked[name].rests)
         self.boards.assign(self.epoch, used, choice.windows)

@@ -13,7 +13,7 @@ from hermes_mp.cli import cluster_text, embedded
 from hermes_mp.cli.boards_file import shared_with
 from hermes_mp.config import PlanConfig
 from hermes_mp.core.cluster.cluster import ClusterPlan
-from hermes_mp.core.cluster.planner import given_plan, plan
+from hermes_mp.core.cluster.planner import given_plan, plan_lending
 from hermes_mp.core.cluster.stretches import check_stretches, split_of
 from hermes_mp.host import hub
 from hermes_mp.host.checkpoint import find_checkpoint
@@ -36,7 +36,7 @@ def plan_boards(config: PlanConfig, say: Callable[[str], None]) -> str:
     say("planning who runs which layers")
     tokens = min(config.tokens, config.context or config.tokens)
     if shared["split"] is None:
-        planned = plan(found.cluster, tokens)
+        planned = plan_lending(found.cluster, tokens)
     else:
         stretches = split_of(shared["split"])
         check_stretches(stretches, len(found.cluster.model.layer_nbytes))

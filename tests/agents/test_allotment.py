@@ -10,6 +10,7 @@ import pytest
 from hermes_mp.agents.allotment import AHEAD_SPARE_NBYTES, Allotment
 from hermes_mp.core.budget import Needs, Spare, slot_cost
 from hermes_mp.core.unitlist import UnitFile, UnitList, UnitSpec
+from hermes_mp.errors import BudgetTooSmall
 from hermes_mp.host.arena import Arena
 from hermes_mp.messages import Range, SlotNo
 
@@ -49,6 +50,26 @@ def test_what_the_slots_take_is_rounded_once(arena: Arena, nbytes: int) -> None:
     assert arena.allocated_nbytes() <= 2 * (pitch + 2 * arena.granule)
     allotment.clear()
     assert arena.allocated_nbytes() == 0
+
+
+def test_there_is_room_for_what_can_be_divided(arena: Arena) -> None:
+    wanted, needs = units(5 << 20, 8), Needs(10 << 20, 30 << 20, 50 << 20, 4 << 20)
+    found = []
+    for budget in range(80 << 20, 180 << 20, 1 << 20):
+        allotment = Allotment(arena, budget, 3, None)
+        has_room = allotment.has_room(wanted, needs, 3)
+        found.append(has_room)
+        if has_room:
+            assert allotment.divide(wanted, needs, NOTHING, False) >= 2
+        else:
+            with pytest.raises(BudgetTooSmall):
+                allotment.divide(wanted, needs, NOTHING, False)
+    assert not found[0]
+    assert found[-1]
+
+
+def test_without_a_budget_there_is_room(arena: Arena) -> None:
+    assert Allotment(arena, None, 3, None).has_room(units(5 << 20, 8), Needs(1 << 50, 0, 0, 0), 3)
 
 
 def test_the_budget_pays_for_the_last_huge_page(arena: Arena) -> None:

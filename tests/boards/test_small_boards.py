@@ -79,7 +79,7 @@ def test_it_lends_where_the_disk_here_is_slow(
     alone = launch(home / "alone", *words(model, "none"), "--json")
     ended = launch(home / "shared", *words(model, "480MiB"), *shared(shelf, tmp_path), "--json", env=env)
     assert token_ids(ended) == token_ids(alone)
-    assert 'board "shelf" has no room for layers, and lends its disk to 1 remote loader here' in ended.err
+    assert 'board "shelf" runs no layers, and lends its disk to 1 remote loader here' in ended.err
     report = ended.object["report"]
     assert report["remote_loaders"] == {"shelf": 1}
     assert {one["board"]: (len(one["layers"]), one["lends_to"]) for one in report["boards"]} == {

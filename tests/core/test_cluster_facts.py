@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from hermes_mp.core.cluster.facts import (
     read_told,
 )
 from hermes_mp.core.cluster.layer_costs import ENOUGH, LayerCosts, Learning
-from hermes_mp.core.cluster.planner import plan
+from hermes_mp.core.cluster.planner import plan, plan_lending
 from hermes_mp.core.cluster.report import BoardPart, board_lines
 from hermes_mp.errors import BadMessage
 
@@ -72,6 +73,33 @@ def test_a_plan_of_what_was_told_lends_no_disk() -> None:
     assert set(found.stages) == {"head", "pi2", "pi3"}
     for one in found.boards:
         assert one.peak_nbytes <= 395 * MIB  # the idle part of what is set aside is not taken
+
+
+def test_who_has_no_room_for_a_layer_lends_to_a_head_with_a_slower_disk() -> None:
+    small = replace(TOLD, budget_nbytes=120 * MIB, disk_nbytes_per_s=100e6)
+    told = {"head": TOLD, "nas": small, "shelf": replace(small, disk_nbytes_per_s=None)}
+    made = make_cluster(decoder(48), "head", told, {"nas": GIGABIT, "shelf": GIGABIT})
+    assert made.lenders == {"nas", "shelf"}
+    found = plan_lending(made)
+    assert [(one.lender, one.receiver) for one in found.lendings] == [("nas", "head")]
+    assert found.alone_s is not None
+    assert found.alone_s / found.seconds > 2.5
+    assert set(found.left_out) == {"shelf"}
+
+
+def test_it_does_not_lend_to_a_head_with_a_much_faster_disk() -> None:
+    small = replace(TOLD, budget_nbytes=120 * MIB)
+    fast = replace(TOLD, disk_nbytes_per_s=1e9)
+    made = make_cluster(decoder(48), "head", {"head": fast, "nas": small}, {"nas": GIGABIT})
+    assert not plan_lending(made).lendings
+
+
+def test_a_board_that_computes_slowly_lends_its_disk_instead() -> None:
+    slow = replace(TOLD, layer_s=3.0, disk_nbytes_per_s=100e6)
+    made = make_cluster(decoder(48), "head", {"head": TOLD, "old": slow}, {"old": GIGABIT})
+    assert made.lenders == frozenset()
+    assert [(one.lender, one.receiver) for one in plan_lending(made).lendings] == [("old", "head")]
+    assert not plan(made).lendings
 
 
 def test_boards_that_are_alike_differ_in_nothing() -> None:

@@ -60,10 +60,10 @@ def test_a_board_without_a_copy_has_no_choice() -> None:
 
 
 def test_a_long_way_takes_more_loaders() -> None:
-    """100 MB/s over 100 ms are 10 MB on their way: more than the credit of two."""
+    """100 MB/s over 100 ms are 10 MB on their way: more than one may have there."""
     found = choose_remote_loaders(beside(None, LinkFacts(112e6, 0.1), slots=12))
     assert found is not None
-    assert found.loaders == 3
+    assert found.loaders == 2
 
 
 def test_lenders_are_taken_as_long_as_the_port_of_the_receiver_has_room() -> None:

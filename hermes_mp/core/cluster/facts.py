@@ -88,7 +88,7 @@ def make_cluster(
 ) -> Cluster:
     """Of all boards that have told something, in their order; the head among them.
 
-    Who has no room for a single layer may lend its disk to the head: any other reads more for layers of its own.
+    Who has no room for a single layer may lend its disk to the head; others mostly read more for layers of their own.
     """
     boards = tuple(board_facts(name, one, model, name == head) for name, one in told.items())
     cluster = Cluster(model, boards, dict(links), only_head_borrows=True)

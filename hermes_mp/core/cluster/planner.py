@@ -22,6 +22,7 @@ from hermes_mp.core.cluster.stretches import Stretch
 from hermes_mp.errors import BadOption, BudgetTooSmall, CannotBeCut
 
 PROMPT_TOKENS = 32
+LEAST_GAIN = 0.05  # of a pass, by a lender: forecasts are off by as much, and another board can be lost
 CONTIGUOUS_WORK, POLISH_WORK = 300_000, 60_000  # units walked over
 FORCED_WORK = 20_000  # to find what a board would make of it that is left out, each
 MOST_ROUNDS_OF_REASONS = 3  # where a forced board turns out to help
@@ -36,6 +37,16 @@ def plan(cluster: Cluster, prompt_tokens: int = PROMPT_TOKENS) -> ClusterPlan:
     search.better(contiguous.best(), POLISH_WORK)
     try_all_deals(search)
     return _searched(cluster, search, prompt_tokens)
+
+
+def plan_lending(cluster: Cluster, prompt_tokens: int = PROMPT_TOKENS) -> ClusterPlan:
+    """As `plan`; boards that it leaves out may then lend their disks, where that is worth it. Raises as `plan` does."""
+    found = plan(cluster, prompt_tokens)
+    idle = frozenset(found.left_out) - (cluster.lenders or frozenset())
+    if not idle or cluster.lenders is None:
+        return found
+    other = plan(replace(cluster, lenders=cluster.lenders | idle), prompt_tokens)
+    return other if other.lendings and other.seconds < found.seconds * (1 - LEAST_GAIN) else found
 
 
 def contiguous_plan(cluster: Cluster, prompt_tokens: int = PROMPT_TOKENS) -> ClusterPlan:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from hermes_mp.core.cluster.cluster import Cluster, Lending
 from hermes_mp.core.cluster.forecast import Way
+from hermes_mp.core.cluster.planner import LEAST_GAIN
 from hermes_mp.core.cluster.reasons import mb_per_s, per_s
 from hermes_mp.core.cluster.search import Search
 from hermes_mp.core.planner import LOADER_S, LOADER_SHARE
-
-LEAST_GAIN = 0.05  # of a pass: forecasts are off by as much, and another board can be lost
 
 
 @dataclass(frozen=True)
