@@ -5,6 +5,10 @@
 Root and cgroup v1: two groups cap reads of the same disk, as if there were two boards (10^6 bytes per second). All
 goes over loopback; over a link of 1 Gbit/s: cluster/testbed.sh 2 --no-limits --rate 1gbit --delay 0.3ms -- python
 benchmarks/remote_loaders.py --model MODEL --enter 'cluster/testbed.sh exec board2' --listen ADDRESS-OF-BOARD2:7946
+
+`planned`, over loopback only: nobody says that the other board shall lend. It serves with 150 MiB, in which no layer
+has room; the head, of 480 MiB, is told by `--boards` that it is there, and finds that its disk is worth reading. Beside
+it: the same head without.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +54,7 @@ def main() -> None:
     parser.add_argument("--loaders", type=int, default=1, help="loaders on either board that read there")
     parser.add_argument("--listen", default="127.0.0.1:0")
     parser.add_argument("--enter", default="", help="in what the lender runs: 'cluster/testbed.sh exec board2'")
-    parser.add_argument("--only", default="", help="local, curve, plain or lent, by commas")
+    parser.add_argument("--only", default="", help="local, curve, plain, lent or planned, by commas")
     options = parser.parse_args()
     try:
         local, lent = (rate or 1e5 for rate in (options.local, options.lent))
@@ -60,7 +65,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, here: ControlGroup, there: ControlGroup) -> None:
-    wanted = options.only.split(",") if options.only else ["local", "curve", "plain", "lent"]
+    wanted = options.only.split(",") if options.only else ["local", "curve", "plain", "lent", "planned"]
     found: dict[str, float] = {}
     if "local" in wanted:
         found["local"] = run(options, here, [], {})
@@ -70,6 +75,12 @@ def measure(options: argparse.Namespace, here: ControlGroup, there: ControlGroup
             with tempfile.TemporaryDirectory() as folder, lending(options, there, Path(folder), keys) as address:
                 env = {"XDG_CONFIG_HOME": f"{folder}/head"}
                 found[way] = run(options, here, [address] if way == "plain" else [], env, way)
+    if "planned" in wanted:
+        with tempfile.TemporaryDirectory() as folder, serving(options, there, Path(folder)) as file:
+            env = {"XDG_CACHE_HOME": f"{folder}/cache"}
+            alone = run(options, here, [], env, "alone")
+            planned = run(options, here, [], env, "planned", ["--boards", str(file)])
+            print(f"planned: {alone / planned:.2f} times as fast as the same head alone", flush=True)
     if "local" in found:
         for way in ("curve", "plain"):
             if way in found:
@@ -77,16 +88,19 @@ def measure(options: argparse.Namespace, here: ControlGroup, there: ControlGroup
 
 
 def run(
-    options: argparse.Namespace, group: ControlGroup, plain: list[str], env: dict[str, str], way: str = "local"
-) -> float:
+    options: argparse.Namespace, group: ControlGroup, plain: list[str], env: dict[str, str], way: str = "local",
+    more: Sequence[str] = (),
+) -> float:  # fmt: skip
     """Seconds per pass; what it read and how is printed."""
     model = options.model.name if way == "lent" else str(options.model)
+    memory = "480MiB" if way in ("alone", "planned") else "none"
     words = [
-        "--model", model, "--token-ids", "11,12,13,14", "--max-new-tokens", str(options.tokens), "--memory", "none",
+        "--model", model, "--token-ids", "11,12,13,14", "--max-new-tokens", str(options.tokens), "--memory", memory,
         "--context", "128", "--verify", "never", "--json",
     ]  # fmt: skip
     words += ["--loaders", str(options.loaders)] if way != "lent" else []
-    words += ["--remote-loader", f"nas={options.remote}"] if way != "local" else []
+    words += ["--remote-loader", f"nas={options.remote}"] if way not in ("local", "alone", "planned") else []
+    words += more
     program = ["-c", PLAIN, *plain] if plain else ["-m", "hermes_mp.cli.launch"]
     evict(sorted(options.model.glob("*.safetensors")))
     ended = subprocess.run(
@@ -100,9 +114,33 @@ def run(
     seconds = float(report["passes"]["median_s"])
     nbytes, rate = report["read_nbytes_per_pass"] / 1e6, report["read_rate_nbytes_per_s"] / 1e6
     tokens = said["answers"][0]["token_ids"]
-    print(f"{way:6} {seconds:.3f} s per pass of {nbytes:.0f} MB, {rate:.0f} MB/s, tokens {tokens}")
+    forecast = f" ({report['forecast_s']:.3f} forecast)" if report["forecast_s"] is not None else ""
+    print(f"{way:7} {seconds:.3f} s per pass{forecast} of {nbytes:.0f} MB, {rate:.0f} MB/s, tokens {tokens}")
     sys.stdout.flush()
     return seconds
+
+
+@contextmanager
+def serving(options: argparse.Namespace, group: ControlGroup, folder: Path) -> Iterator[Path]:
+    """`hermes-board serve` on loopback, and a file that names it."""
+    words = ["--model-dir", str(options.model), "--memory", "150MiB", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "hermes_mp.cli.board", "serve", *words, "--loaders", str(options.loaders)]
+    env = {**os.environ, "XDG_CONFIG_HOME": str(folder / "none"), "XDG_CACHE_HOME": str(folder / "its-cache")}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=lambda: group.enter(os.getpid())
+    ) as process:
+        assert process.stderr is not None
+        try:
+            address = process.stderr.readline().rpartition(" serves at ")[2].partition(",")[0]
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            file = folder / "boards.toml"
+            file.write_text(f'[nas]\naddress = "{address}"\n')
+            yield file
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
 
 
 @contextmanager
