@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from boards.served import Served
-from launching import Launch, launch
+from launching import DEADLINE_S, Launch, launch
 
 from hermes_mp.agents.stage_costs import keep_disk_rate
 from hermes_mp.core.busy import Reading
@@ -86,6 +89,18 @@ def test_it_lends_where_the_disk_here_is_slow(
         "head": (12, 0), "shelf": (0, 1),
     }  # fmt: skip
     assert report["memory"]["peak_nbytes"] <= 480 * MIB
+
+
+def test_a_plan_says_so(model: Path, tmp_path: Path, env: dict[str, str], shelf: Served) -> None:
+    asked = [
+        sys.executable, "-m", "hermes_mp.cli.plan", "--model", model, "--memory", "480MiB", "--threads", 1,
+        "--loaders", 1, *shared(shelf, tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, asked)), capture_output=True, text=True, env={**os.environ, **env}, timeout=DEADLINE_S, check=True
+    )
+    assert "shelf reads for head, through 1 remote loader\n" in done.stdout
+    assert "left out" not in done.stdout
 
 
 def test_meanwhile_it_computes_nothing_and_may_be_lost(
