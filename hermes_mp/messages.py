@@ -46,8 +46,7 @@ class RunPlan:
 
     `loaders` that read `chunk_nbytes` at a time, past the page cache where `direct`; `window`: slots that streamed
     units share. `forecast_us`: of a pass that repeats. `source`: "measured" where the model was profiled, "estimated"
-    where only the disk was, "assumed" where not even that. `lenders`: other boards that shall read for this run, as
-    JSON of `agents.borrowed.Borrowed`; "" for none.
+    where only the disk was, "assumed" where not even that.
     """
 
     loaders: int = 0
@@ -56,7 +55,6 @@ class RunPlan:
     direct: bool = True
     forecast_us: int = 0
     source: str = ""
-    lenders: str = ""
 
 
 @dataclass(frozen=True)
@@ -319,7 +317,8 @@ class UnitsDescribed:
 
     `base_nbytes` is compute's memory before it binds, `reserve_nbytes` what it must be left for KV cache, logits,
     activations and casts at the reserved context and batch, `wish_nbytes` what it would use if there is room: for
-    large images. `plan`: how to run on these units.
+    large images. `plan`: how to run on these units; `lenders`: other boards that shall read for this run, as JSON
+    of `agents.borrowed.Borrowed`, "" for none.
     """
 
     units: int
@@ -328,6 +327,7 @@ class UnitsDescribed:
     reserve_nbytes: int
     wish_nbytes: int
     plan: RunPlan
+    lenders: str = ""
 
 
 @dataclass(frozen=True)

@@ -67,13 +67,14 @@ class Allotment:
         self.want(count)
         return count
 
-    def has_room(self, units: UnitList, needs: Needs, loaders: int) -> bool:
-        """Whether a named budget would hold the narrowest window of these units, with so many loaders."""
-        if self._auto or self.budget_nbytes is None:
-            return True
+    def has_room(self, units: UnitList, needs: Needs, spare: Spare, loaders: int) -> bool:
+        """Whether the budget would hold the narrowest window of these units, with so many loaders."""
         nbytes, rounding = slot_shape(units.slot_nbytes, self._arena.granule, mmap.PAGESIZE)
+        count, budget = len(units.units), self.budget_nbytes
+        if self._auto:
+            budget = auto_budget(spare, needs, count, nbytes, loaders, rounding)
         try:
-            share_out(self.budget_nbytes, needs, len(units.units), nbytes, loaders, rounding)
+            share_out(budget, needs, count, nbytes, loaders, rounding, self._auto)
         except BudgetTooSmall:
             return False
         return True

@@ -330,7 +330,7 @@ class Board:
         own, memory = self._settings, self._settings.memory
         self._lends_beside = self._lending.nbytes > 0
         if self._lends_beside and isinstance(memory, int):
-            memory -= self._lending.nbytes + LOADER_NBYTES * len(self._lending.pids)
+            memory = max(0, memory - self._lending.nbytes - LOADER_NBYTES * len(self._lending.pids))
         return DaemonSettings(
             checkpoint, own.loaders or 1, memory, context, batch, dtype, own.threads,
             {"fresh": fresh, "disk": disk_rate(checkpoint, fresh)}, eager=True, timeout_s=timeout_s, verify=verify,

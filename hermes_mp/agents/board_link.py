@@ -84,7 +84,7 @@ class BoardLink:
         self.refuses = False  # what is asked of it, as long as it is set up as it is
         self.again_s = 0.0  # while it is lost: not to be tried before
         self.ready = 0  # the epoch that its stage is ready for
-        self.rests = False  # its stage was ended, so that its memory is free for lending
+        self.lends = False  # and nothing else, until the run ends: remote loaders have links of their own
         self.heard_s = 0.0
         self.waits_for = ""
         self.hops = self.took_ns = self.stalled_ns = self._began_ns = 0

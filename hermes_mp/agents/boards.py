@@ -72,15 +72,20 @@ class Boards:
     def greet(self, name: str, deadline_s: float = 5.0) -> None:
         """Connect and say Hello. Raises LostBoard, and what cannot be mended by waiting as what it is."""
         one = self.linked[name]
-        one.greet(self._greeting, self._keys, deadline_s, self._death_fd)
-        one.welcomed(self._greeting, self._await(one, (Welcome, Refused), deadline_s))
+        try:
+            one.greet(self._greeting, self._keys, deadline_s, self._death_fd)
+            answer = self._await(one, (Welcome, Refused), deadline_s)
+        except HermesError:  # perhaps of another board
+            one.drop()
+            raise
+        one.welcomed(self._greeting, answer)
 
     def come_back(self) -> list[str]:
         """Greet those that were lost and may be there again; who is. One that stays away costs a share of the time."""
         back = []
         for name, one in self.linked.items():
             began_s = time.monotonic()
-            if one.is_there or one.refuses or began_s < one.again_s:
+            if one.is_there or one.refuses or one.lends or began_s < one.again_s:
                 continue
             try:
                 self.greet(name, REJOIN_S)
@@ -111,16 +116,21 @@ class Boards:
         """Have them start a stage; `assign` says of what. Raises LostBoard."""
         for name in names:
             one = self.linked[name]
-            one.opened, one.rests = {}, False
+            one.opened = {}
             one.send(StartStage(epoch, json.dumps(settings)))
 
-    def rest(self, name: str, epoch: int) -> None:
-        """Have its stage end, and with it all that it takes of that board's memory. Raises LostBoard."""
+    def let_lend(self, name: str, epoch: int) -> None:
+        """Have its stage end, and with it all that it takes of that board's memory; then it is none of ours any more.
+
+        Raises LostBoard, perhaps of another one.
+        """
         one = self.linked[name]
-        if not one.rests:
+        one.lends = True
+        try:
             one.send(StopStage(epoch))
             self._await(one, (StageEnded,), START_S)
-            one.rests = True
+        finally:
+            one.drop()
 
     def await_opened(self) -> None:
         """Until the stages of all that are there have said what planning needs. Raises LostBoard."""
@@ -129,7 +139,7 @@ class Boards:
     def ask(self, name: str, epoch: int) -> dict[str, Any]:
         """What the board's stage has taken so far. Raises LostBoard."""
         one = self.linked[name]
-        if one.rests or one.asked is not None:  # then the answer comes first, and is not to be lost
+        if one.asked is not None:  # its answer comes first, and is not to be lost
             return one.stage
         one.send(AskStage(epoch))
         self._await(one, (StageTold,), HEARTBEAT_TIMEOUT_S)
@@ -204,8 +214,6 @@ class Boards:
         """Have all stages end, and hear what they took."""
         waiting = []
         for one in self.linked.values():
-            if one.rests:
-                continue
             with contextlib.suppress(HermesError):
                 one.send(StopStage(epoch))
                 waiting.append(one)

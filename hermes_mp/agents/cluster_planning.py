@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hermes_mp.agents.boards import Boards
 from hermes_mp.agents.stage_costs import disk_rate, head_beside_nbytes, idle_nbytes
+from hermes_mp.core.budget import LOADER_NBYTES, WINDOW_NBYTES
 from hermes_mp.core.cluster.cluster import Cluster, ClusterModel, ClusterPlan, LinkFacts
 from hermes_mp.core.cluster.facts import ESTIMATED, MEASURED, Told, differences, make_cluster, read_told
 from hermes_mp.core.cluster.layer_costs import LayerCosts, Learning
@@ -96,20 +97,13 @@ class Choice:
         """Boards that read for the head, and by how many remote loaders."""
         return {} if self.plan is None else {one.lender: one.loaders for one in self.plan.lendings}
 
-    @property
-    def resting(self) -> list[str]:
-        """Boards without layers whose memory is better free: they lend, or have no room for a layer."""
-        small = None if self.cluster is None else self.cluster.lenders
-        used = {one.board for one in self.stretches}
-        return sorted({*(small or ()), *self.lenders} - used)
-
-    def run_plan(self, usual: RunPlan, here: str, source: str, lenders: str) -> RunPlan:
-        """Of the head's own daemon; `lenders` are ours, as `RunPlan` has them."""
+    def run_plan(self, usual: RunPlan, here: str, source: str) -> RunPlan:
+        """Of the head's own daemon."""
         if self.plan is None:
             return usual
         window = self.windows.get(here, 0)
         forecast_us = round(self.plan.seconds * 1e6)
-        return replace(usual, window=window, forecast_us=forecast_us, source=source, lenders=lenders)
+        return replace(usual, window=window, forecast_us=forecast_us, source=source)
 
 
 class ClusterPlanning:
@@ -126,13 +120,16 @@ class ClusterPlanning:
         self.choice = Choice([], None, None)
         self._watch = Watch({})
         self.learning = Learning(head.costs)
+        self._lent = 0  # remote loaders of ours, of which nothing more is planned
         self.change = ""  # "now" or "next", once a board was found slow and another deal is better
 
     # --- planning
 
     def cluster(self) -> Cluster:
         """Of the head and all boards that are there and have opened. Raises LostBoard."""
-        told, links = {self._here: self._head.told}, {}
+        ours = self._head.told
+        beside = self._lent * (LOADER_NBYTES + WINDOW_NBYTES)
+        told, links = {self._here: replace(ours, base_nbytes=ours.base_nbytes + beside)}, {}
         for name in self._boards.there:
             try:
                 told[name] = self.told(name)
@@ -171,13 +168,15 @@ class ClusterPlanning:
             given = split_of(split)
             check_stretches(given, layers)
         try:
-            found = plan_lending(cluster) if given is None else given_plan(cluster, given)
+            if given is not None:
+                found = given_plan(cluster, given)
+            else:
+                found = plan(cluster) if self._lent else plan_lending(cluster)
             self.choice = Choice(list(found.stretches), found, cluster)
         except (BudgetTooSmall, CannotBeCut) as error:  # by what is known here; the daemons judge by what is so
             if given is None:
                 self._note(f"no plan: {error}; the layers are dealt in equal parts")
-            able = [board.name for board in cluster.boards if board.name not in (cluster.lenders or ())]
-            self.choice = Choice(given or _equal(able or [self._here], layers), None, cluster)
+            self.choice = Choice(given or _equal([board.name for board in cluster.boards], layers), None, cluster)
         chosen = self.choice.plan
         self._watch = Watch({} if chosen is None else expected(cluster, chosen))
         self.change = ""
@@ -187,6 +186,10 @@ class ClusterPlanning:
         for name, one in ({} if chosen is None else chosen.left_out).items():
             self._once(name, f'board "{name}" is left out: {one.why}')
         return self.choice
+
+    def lent(self, loaders: int) -> None:
+        """So many remote loaders read from now on, whatever is chosen later."""
+        self._lent += loaders
 
     def _once(self, name: str, text: str) -> None:
         if self._noted.get(name) != text:
@@ -213,6 +216,8 @@ class ClusterPlanning:
         """Plan with what was found; what is done about it, in words."""
         assert self.choice.plan is not None
         assert self.choice.cluster is not None
+        if self._lent:
+            return ""  # a forecast of what is would have to know how fast they read
         found = corrected(self.choice.cluster, self.choice.plan, slow)
         self._slow[slow.board] = self._boards.linked[slow.board].opened, found
         try:
@@ -242,6 +247,8 @@ class ClusterPlanning:
         linked = self._boards.linked.get(name)
         chosen = self.choice.plan
         facts: dict[str, Any] = {"layers": tuple(layers_of(self.choice.stretches, name))}
+        if linked is not None and linked.lends:
+            return BoardPart(name)  # by how many loaders the daemon knows
         if linked is not None and not linked.is_there:
             return BoardPart(name, left_out=linked.why or "it is lost")
         if linked is not None:

@@ -6,7 +6,7 @@ The request under way is then repeated from its beginning; what was said of it i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ class Head:
             entries, None if own is None else own.keys, greeting, supply.say, self._note, settings["death_fd"]
         )
         self.epoch = 0
+        self._lenders: dict[str, int] = {}  # by how many remote loaders of ours
         self._repeated: set[int] = set()  # the requests that were repeated last
         self._apart: list[str] = []  # boards that were asked, and not waited for
         self._is_again = False  # what is answered now has been asked before
@@ -140,35 +141,31 @@ class Head:
         self._stretches = choice.stretches
         own = {name: of_board(self._stretches, name) for name in self.boards.there}
         used = {name: ranges for name, ranges in own.items() if ranges}
-        for name in choice.resting:
-            self.boards.rest(name, self.epoch)
-        self._wake(name for name in used if self.boards.linked[name].rests)
+        for name, loaders in choice.lenders.items():
+            self.boards.let_lend(name, self.epoch)
+            self._lenders[name] = loaders
+            self._planning.lent(loaders)
         self.boards.assign(self.epoch, used, choice.windows)
         sharing.assign(self._stretches)
         far = [layer for one in self._stretches if one.board != HERE for layer in range(one.first, one.last)]
         apart = {unit for layer in far for unit in units_of(opened.made.division, layers[layer])}
         opened.footprint = opened.made.footprint.without(opened.traced.kv_nbytes(far), logits=True)
         self._supply.assign([unit for unit in range(len(opened.made.division.list.units)) if unit not in apart])
-        self._supply.describe(self._base, opened.footprint.reserve_nbytes, self._wish, self._run_plan(choice))
+        reserve, run_plan = opened.footprint.reserve_nbytes, self._run_plan(choice)
+        self._supply.describe(self._base, reserve, self._wish, run_plan, self._borrowed())
         self.boards.await_ready(self.epoch, used)
 
     def _run_plan(self, choice: Choice) -> RunPlan:
         assert self._opened is not None
         assert self._planning is not None
-        lenders = tuple(
-            Lender(name, self._entries[name].address, self._entries[name].key, count)
-            for name, count in choice.lenders.items()
-        )
-        borrowed = Borrowed(lenders, self._greeting.model, self._greeting.fingerprint)
-        told = json.dumps(borrowed.as_json()) if lenders else ""
-        return choice.run_plan(self._opened.plan, HERE, self._planning.source, told)
+        return choice.run_plan(self._opened.plan, HERE, self._planning.source)
 
-    def _wake(self, names: Iterable[str]) -> None:
-        """Start stages again where disks were lent. Raises LostBoard."""
-        found = list(names)
-        self.boards.start(found, self._settings["boards"]["stage"], self.epoch)
-        if found:
-            self.boards.await_opened()
+    def _borrowed(self) -> str:
+        """All lenders so far, for the daemon."""
+        entries = [(self._entries[name], count) for name, count in self._lenders.items()]
+        lenders = tuple(Lender(one.name, one.address, one.key, count) for one, count in entries)
+        borrowed = Borrowed(lenders, self._greeting.model, self._greeting.fingerprint)
+        return json.dumps(borrowed.as_json()) if lenders else ""
 
     # --- requests
 

@@ -93,23 +93,24 @@ class LoaderCrew:
             self._spawn(action.loader, action.epoch)
 
     def borrow(self, borrowed: Borrowed) -> None:
-        """From now on so many more, that take from other boards. Raises OSError where the system gives no process."""
+        """From now on so many more, that take from other boards."""
         self._borrowed = borrowed
         each = [lender for lender in borrowed.lenders for _ in range(lender.count)]
         actions = self._crew.add(len(each))
         self._lenders.update({action.loader: lender for action, lender in zip(actions, each, strict=True)})
         for action in actions:
-            self._spawn(action.loader, action.epoch)
+            self._try_to_spawn(action)
 
     @property
     def lenders(self) -> dict[str, int]:
-        """How many take from which board."""
-        return dict(Counter(lender.name for lender in self._lenders.values()))
+        """How many take from which board, and are up or on their way."""
+        members = self._crew.members
+        return dict(Counter(lender.name for number, lender in self._lenders.items() if number in members))
 
     @property
     def local(self) -> int:
         """How many read here, and are up or on their way."""
-        return self.count - sum(number in self._lenders for number in self._crew.members)
+        return self.count - sum(self.lenders.values())
 
     def name(self, loader: LoaderNo) -> str:
         """As people are told of it: `loader 3 (nas)`."""

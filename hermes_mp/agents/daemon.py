@@ -26,7 +26,7 @@ from hermes_mp.agents.remembering import Remembering
 from hermes_mp.agents.settings import DaemonSettings
 from hermes_mp.config import FAST
 from hermes_mp.core import pipeload
-from hermes_mp.core.budget import MIN_SLOTS, WINDOW_NBYTES, Needs
+from hermes_mp.core.budget import MIN_SLOTS, WINDOW_NBYTES, Needs, Spare
 from hermes_mp.core.lifecycle import Happened
 from hermes_mp.core.pipeload import (
     Announce,
@@ -115,8 +115,8 @@ class Daemon:
         self.arena, self.crew = quarters.arena, quarters.crew
         self.started_ns = time.monotonic_ns()
         self.over: HermesError | bool | None = False  # True or an error once the run is to end
-        self._borrowed = settings.borrowed
-        loaders = quarters.loaders + self._remote_loaders
+        self._borrowed: Borrowed | None = None  # once a run borrows
+        loaders = quarters.loaders + settings.remote_loaders
         self.slots = Allotment(quarters.arena, settings.memory, loaders, settings.slots)
         self.adapting = Adapting(self.slots.budget_nbytes, front)
         self.accounting = Accounting(
@@ -162,8 +162,8 @@ class Daemon:
 
     def start(self) -> None:
         """Where the units are known from an earlier run, let the loaders read at once; then spawn compute."""
-        if self._borrowed is not None:
-            self._borrow(self._borrowed)
+        if self.settings.borrowed is not None:
+            self._borrow(self.settings.borrowed)
         known = self._remembering.recall()
         if known is not None:
             try:
@@ -512,7 +512,7 @@ class Daemon:
             raise BadMessage(f"compute described {len(specs)} of {message.units} units, or others than it named")
         units.check()
         self.sample(exactly=True)
-        self._follow(self._as_there_is_room(message, units))
+        self._follow(self._with_lenders(message, units))
         self._start = None
         needs = self._needs(message.base_nbytes, message.reserve_nbytes, message.wish_nbytes)
         self._described = [], []
@@ -535,21 +535,30 @@ class Daemon:
 
     # --- units and slots
 
-    def _as_there_is_room(self, described: UnitsDescribed, units: UnitList) -> RunPlan:
-        """The plan, but without lenders where remote loaders do not fit: by what ours take, not by a forecast."""
+    def _with_lenders(self, described: UnitsDescribed, units: UnitList) -> RunPlan:
+        """Borrow from those that are named, once in a run; the plan, but no forecast of it where that cannot be.
+
+        Remote loaders must have room by what our processes take: compute knew a forecast of that.
+        """
         plan = described.plan
-        if not plan.lenders or self._borrowed is not None:
+        if not described.lenders or self._borrowed is not None:
             return plan
-        remote = Borrowed.from_json(json.loads(plan.lenders)).loaders
-        local = plan.loaders or self.plan.loaders
+        borrowed = Borrowed.from_json(json.loads(described.lenders))
+        remote, local = borrowed.loaders, plan.loaders or self.plan.loaders
         needs = self._needs_of(local, remote, described.base_nbytes, described.reserve_nbytes, described.wish_nbytes)
-        if self.slots.has_room(units, needs, local + remote):
-            return plan
-        self.front.say("no disk is borrowed: the budget here has no room for a remote loader")
-        return replace(plan, lenders="", forecast_us=0, source="")
+        why = "the budget here has no room for a remote loader"
+        try:
+            if self.slots.has_room(units, needs, self._spare(needs), local + remote):
+                self._borrow(borrowed)
+                return plan
+        except HermesError as error:
+            why = str(error)
+        self.front.say(f"no disk is borrowed: {why}")
+        return replace(plan, forecast_us=0, source="")
 
     def _needs(self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
-        return self._needs_of(self.plan.loaders, self._remote_loaders, base_nbytes, reserve_nbytes, wish_nbytes)
+        remote = sum(self.crew.lenders.values())
+        return self._needs_of(self.plan.loaders, remote, base_nbytes, reserve_nbytes, wish_nbytes)
 
     def _needs_of(
         self, local: int, remote: int, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int
@@ -558,13 +567,15 @@ class Daemon:
         # What a lender was allowed to send may wait in a loader's memory.
         return replace(needs, loaders=needs.loaders + remote * WINDOW_NBYTES)
 
-    @property
-    def _remote_loaders(self) -> int:
-        return 0 if self._borrowed is None else self._borrowed.loaders
+    def _spare(self, needs: Needs) -> Spare:
+        """What the machine has for us at this moment."""
+        own_nbytes, file_nbytes = self.accounting.held(needs)
+        return self.adapting.spare(own_nbytes + self.arena.allocated_nbytes(), file_nbytes)
 
     def _borrow(self, borrowed: Borrowed) -> None:
-        """From these as well, until the run ends."""
+        """From these as well, until the run ends. Raises SystemCallFailed."""
         allow_files(FILES + FILES_PER_LOADER * (self.plan.loaders + borrowed.loaders))
+        self._borrowed = borrowed
         self.crew.borrow(borrowed)
 
     def _follow(self, plan: RunPlan) -> None:
@@ -573,10 +584,7 @@ class Daemon:
         if self.settings.borrowed is not None:  # which the plan knows nothing of
             loaders = self.plan.loaders if self.settings.has_copy else 0
             self.plan = replace(self.plan, loaders=loaders, window=0, forecast_us=0, source="")
-        elif plan.lenders and self._borrowed is None:
-            self._borrowed = Borrowed.from_json(json.loads(plan.lenders))
-            self._borrow(self._borrowed)
-        self.slots.loaders = self.plan.loaders + self._remote_loaders
+        self.slots.loaders = self.plan.loaders + sum(self.crew.lenders.values())
         for number, epoch in self.crew.resize(self.plan.loaders):
             if not self.hub.send(Peer("loader", number, epoch), StopLoader()):
                 self.crew.kill(number, epoch)  # not connected yet: it would work, uncounted, once it is
@@ -586,9 +594,7 @@ class Daemon:
 
     def _adopt(self, units: UnitList, needs: Needs, remembered: bool = False) -> None:
         """Run on these units from now on, with the slots that the budget leaves."""
-        own_nbytes, file_nbytes = self.accounting.held(needs)
-        spare = self.adapting.spare(own_nbytes + self.arena.allocated_nbytes(), file_nbytes)
-        count = self.slots.divide(units, needs, spare, remembered)
+        count = self.slots.divide(units, needs, self._spare(needs), remembered)
         self.adapting.plan(count, self.slots.slot_nbytes, self.slots.most)
         if self.mind is None:
             self.units = units

@@ -134,8 +134,9 @@ class LinkedSupply:
         self._reassigned, self.divided = self.divided is not None, None
 
     def describe(
-        self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0, plan: RunPlan | None = None
-    ) -> SlotsDivided:
+        self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0, plan: RunPlan | None = None,
+        lenders: str = "",
+    ) -> SlotsDivided:  # fmt: skip
         """Tell the daemon all units, what compute needs and how to run, and wait for its division of the budget.
 
         Raises BudgetTooSmall (from the daemon) or whatever else it refuses the run with.
@@ -145,7 +146,8 @@ class LinkedSupply:
         for unit, spec in enumerate(self._list.units):
             self._link.send(UnitDescribed(UnitNo(unit), spec.nbytes, spec.ranges))
         count, digest = len(self._list.units), self._list.digest()
-        self._link.send(UnitsDescribed(count, digest, base_nbytes, reserve_nbytes, wish_nbytes, plan or RunPlan()))
+        plan = plan or RunPlan()
+        self._link.send(UnitsDescribed(count, digest, base_nbytes, reserve_nbytes, wish_nbytes, plan, lenders))
         while self.divided is None:
             self._receive()
         return self.divided

@@ -57,7 +57,7 @@ def test_there_is_room_for_what_can_be_divided(arena: Arena) -> None:
     found = []
     for budget in range(80 << 20, 180 << 20, 1 << 20):
         allotment = Allotment(arena, budget, 3, None)
-        has_room = allotment.has_room(wanted, needs, 3)
+        has_room = allotment.has_room(wanted, needs, NOTHING, 3)
         found.append(has_room)
         if has_room:
             assert allotment.divide(wanted, needs, NOTHING, False) >= 2
@@ -69,7 +69,14 @@ def test_there_is_room_for_what_can_be_divided(arena: Arena) -> None:
 
 
 def test_without_a_budget_there_is_room(arena: Arena) -> None:
-    assert Allotment(arena, None, 3, None).has_room(units(5 << 20, 8), Needs(1 << 50, 0, 0, 0), 3)
+    assert Allotment(arena, None, 3, None).has_room(units(5 << 20, 8), Needs(1 << 50, 0, 0, 0), NOTHING, 3)
+
+
+def test_auto_has_room_for_what_the_machine_can_spare(arena: Arena) -> None:
+    wanted, needs = units(5 << 20, 8), Needs(10 << 20, 30 << 20, 50 << 20, 4 << 20)
+    allotment = Allotment(arena, "auto", 3, None)
+    assert allotment.has_room(wanted, needs, Spare(200 << 20, 300 << 20), 3)
+    assert not allotment.has_room(wanted, needs, Spare(50 << 20, 80 << 20), 3)
 
 
 def test_the_budget_pays_for_the_last_huge_page(arena: Arena) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hermes_mp.agents import boards as module
-from hermes_mp.agents.board_link import BoardEntry, LostBoard
+from hermes_mp.agents.board_link import BoardEntry, BoardLink, LostBoard
 from hermes_mp.agents.boards import LEFT_ALONE, Boards
 from hermes_mp.agents.greeting import Greeting
 
@@ -67,3 +67,26 @@ def test_one_that_was_refused_for_good_is_not(network: Network, boards: Boards) 
     boards.linked["far"].refuses = True
     boards.come_back()
     assert network.tried == ["near"]
+
+
+def test_one_that_only_lends_is_not(network: Network, boards: Boards) -> None:
+    boards.linked["far"].lends = True
+    boards.come_back()
+    assert network.tried == ["near"]
+
+
+def test_a_greeting_that_another_boards_loss_breaks_off_has_not_been(
+    monkeypatch: pytest.MonkeyPatch, boards: Boards
+) -> None:
+    class Lan:
+        def close(self, last_words: bool) -> None:
+            pass
+
+    def lose_near(*_: object) -> None:
+        raise LostBoard("near", "away")
+
+    monkeypatch.setattr(BoardLink, "greet", lambda one, *_: setattr(one, "_lan", Lan()))
+    monkeypatch.setattr(Boards, "_await", lose_near)
+    with pytest.raises(LostBoard, match="away"):
+        boards.greet("far")
+    assert boards.there == []

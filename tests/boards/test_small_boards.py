@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from launching import DEADLINE_S, Launch, launch
 
 from hermes_mp.agents.stage_costs import keep_disk_rate
 from hermes_mp.core.busy import Reading
+from hermes_mp.errors import BudgetTooSmall
 from hermes_mp.host.checkpoint import find_checkpoint
 
 MIB = 1 << 20
@@ -115,4 +118,27 @@ def test_meanwhile_it_computes_nothing_and_may_be_lost(
         ended = run.ended()
     assert (ended.code, ended.out) == (0, alone.out)
     assert not [title for title in titles if "compute" in title], titles
-    assert "board shelf" in ended.err
+    gone = r'loader 1 \(shelf\) \(epoch 1\) ended .*last words: "board shelf .* is gone"'
+    assert re.search(gone, ended.err), ended.err
+    assert "repeated" not in ended.err  # a unit is read again, no token is made again
+
+
+def test_a_head_that_computes_anew_goes_on_borrowing(
+    model: Path, home: Path, tmp_path: Path, env: dict[str, str], shelf: Served
+) -> None:
+    alone = launch(home / "alone", *words(model, "none", 24))
+    with Launch(home / "shared", *words(model, "480MiB", 24), *shared(shelf, tmp_path), env=env) as run:
+        run.wait_until_at_work(2)
+        run.wait_for(lambda _: below(shelf))
+        run.send(run.process("compute"), signal.SIGKILL)
+        ended = run.ended()
+    assert (ended.code, ended.out) == (0, alone.out)
+    assert re.search("^loaders   1, and 1 of shelf", ended.err, re.MULTILINE), ended.err
+
+
+def test_a_head_that_is_too_small_is_told_so(
+    model: Path, home: Path, tmp_path: Path, env: dict[str, str], shelf: Served
+) -> None:
+    ended = launch(home / "shared", *words(model, "200MiB"), *shared(shelf, tmp_path), env=env)
+    assert ended.code == BudgetTooSmall.exit_code
+    assert "--memory 200 MiB is too small; the smallest budget" in ended.err

@@ -19,10 +19,15 @@ MOST_WORK = 1_500_000  # units walked over: with many slots there are more windo
 
 def try_all_deals(search: Search) -> None:
     """Considers them all, unless they are too many or were to be contiguous."""
-    sets = list(_sets(search))
     layers, cluster, forecaster = search.layers, search.cluster, search.forecaster
-    if search.most_rounds < layers or sum(len(boards) ** layers for boards, _ in sets) > MOST_DEALS:
+    if search.most_rounds < layers:
         return
+    sets, deals = [], 0
+    for boards, lendings in _sets(search):
+        deals += len(boards) ** layers
+        if deals > MOST_DEALS:
+            return
+        sets.append((boards, lendings))
     most_work = forecaster.steps + MOST_WORK
     bounds: list[tuple[float, float, Way]] = []
     for boards, lendings in sets:

@@ -7,12 +7,11 @@ socket; who measured what is not known here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hermes_mp.core.budget import MIN_SLOTS, slot_cost
 from hermes_mp.core.cluster.cluster import BoardFacts, Cluster, ClusterModel, LinkFacts
-from hermes_mp.core.cluster.deals import least_budget
 from hermes_mp.errors import BadMessage
 
 MOST_NBYTES, MOST_S = 1 << 50, 1e5
@@ -86,14 +85,9 @@ def board_facts(name: str, told: Told, model: ClusterModel, is_head: bool = Fals
 def make_cluster(
     model: ClusterModel, head: str, told: Mapping[str, Told], links: Mapping[str, LinkFacts]
 ) -> Cluster:
-    """Of all boards that have told something, in their order; the head among them.
-
-    Who has no room for a single layer may lend its disk to the head; others mostly read more for layers of their own.
-    """
+    """Of all boards that have told something, in their order; the head among them. Nobody lends, as yet."""
     boards = tuple(board_facts(name, one, model, name == head) for name, one in told.items())
-    cluster = Cluster(model, boards, dict(links), only_head_borrows=True)
-    small = (one.name for number, one in enumerate(boards) if one.budget_nbytes < least_budget(cluster, number, 1))
-    return replace(cluster, lenders=frozenset(small))
+    return Cluster(model, boards, dict(links), only_head_borrows=True, lenders=frozenset())
 
 
 def model_to_json(model: ClusterModel) -> dict[str, Any]:

@@ -40,12 +40,11 @@ def plan(cluster: Cluster, prompt_tokens: int = PROMPT_TOKENS) -> ClusterPlan:
 
 
 def plan_lending(cluster: Cluster, prompt_tokens: int = PROMPT_TOKENS) -> ClusterPlan:
-    """As `plan`; boards that it leaves out may then lend their disks, where that is worth it. Raises as `plan` does."""
-    found = plan(cluster, prompt_tokens)
-    idle = frozenset(found.left_out) - (cluster.lenders or frozenset())
-    if not idle or cluster.lenders is None:
+    """As `plan` without lenders; those that it leaves out may then lend their disks, where that is worth it."""
+    found = plan(replace(cluster, lenders=frozenset()), prompt_tokens)
+    if not found.left_out:
         return found
-    other = plan(replace(cluster, lenders=cluster.lenders | idle), prompt_tokens)
+    other = plan(replace(cluster, lenders=frozenset(found.left_out)), prompt_tokens)
     return other if other.lendings and other.seconds < found.seconds * (1 - LEAST_GAIN) else found
 
 
