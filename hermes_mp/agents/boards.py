@@ -129,6 +129,9 @@ class Boards:
         try:
             one.send(StopStage(epoch))
             self._await(one, (StageEnded,), START_S)
+        except LostBoard as error:
+            one.lends = error.board != name  # else it may come back, and lend then
+            raise
         finally:
             one.drop()
 

@@ -115,6 +115,7 @@ class Head:
             self._settings, find_checkpoint(opened.directory), opened.traced, opened.made, opened.chain, self._base
         )
         self._planning = ClusterPlanning(self.boards, head, HERE, self._supply.say, self._note, self._link.send)
+        self._planning.lent(self._settings["remote_loaders"])
         watching = self._watching = Watching(self.boards, self._planning, lambda: self._supply.stalled_ns)
 
         def began(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -70,5 +70,6 @@ class DaemonSettings:
             "options": self.options,
             "room": self.room,
             "boards": self.boards,
+            "remote_loaders": self.remote_loaders,
             "borrowed": None if self.borrowed is None or self.has_copy else self.borrowed.as_json(),
         }

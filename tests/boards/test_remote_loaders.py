@@ -6,10 +6,12 @@ import json
 import re
 import shutil
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from boards.lending import lender
+from boards.served import Served
 from campaigns.common import status_of
 from launching import Launch, launch
 
@@ -38,6 +40,17 @@ def test_beside_a_disk_of_its_own(models: Path, home: Path, tmp_path: Path, answ
         nas.wait_until_free()
     assert (ended.code, ended.out) == (0, answer)
     assert re.search("^loaders   1, and 2 of nas; ", ended.err, re.MULTILINE)
+
+
+def test_beside_a_board_that_runs_layers(models: Path, home: Path, tmp_path: Path, answer: str) -> None:
+    flags = ("--model-dir", models, "--memory", "none", "--listen", "127.0.0.1:0", "--loaders", 1)
+    with lender(tmp_path / "nas", models / "big") as nas, closing(Served(tmp_path / "shelf", *flags)) as shelf:
+        words = ("--boards", shelf.boards_file(tmp_path / "boards.toml"), "--split", "head:5,shelf:3")
+        ended = launch(home, "--model", models / "big", *ARGUMENTS, *words, "--loaders", 1, env=nas.env)
+        nas.wait_until_free()
+    assert (ended.code, ended.out) == (0, answer)
+    assert re.search("^loaders   1, and 2 of nas; ", ended.err, re.MULTILINE), ended.err
+    assert "shelf: layers 5-7" in ended.err
 
 
 def test_without_a_copy(models: Path, home: Path, tmp_path: Path, answer: str) -> None:
