@@ -24,7 +24,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hermes_mp.bench.board import ControlGroup, Unavailable, evict, read_cap, undo_when_ended
 from hermes_mp.host.lan import new_keys
@@ -126,21 +126,12 @@ def serving(options: argparse.Namespace, group: ControlGroup, folder: Path) -> I
     words = ["--model-dir", str(options.model), "--memory", "150MiB", "--listen", "127.0.0.1:0"]
     command = [sys.executable, "-m", "hermes_mp.cli.board", "serve", *words, "--loaders", str(options.loaders)]
     env = {**os.environ, "XDG_CONFIG_HOME": str(folder / "none"), "XDG_CACHE_HOME": str(folder / "its-cache")}
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=lambda: group.enter(os.getpid())
-    ) as process:
-        assert process.stderr is not None
-        try:
-            address = process.stderr.readline().rpartition(" serves at ")[2].partition(",")[0]
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            file = folder / "boards.toml"
-            file.write_text(f'[nas]\naddress = "{address}"\n')
-            yield file
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
+    with running(command, group, env, subprocess.STDOUT) as said:
+        address = said.readline().rpartition(" serves at ")[2].partition(",")[0]
+        threading.Thread(target=said.read, daemon=True).start()
+        file = folder / "boards.toml"
+        file.write_text(f'[nas]\naddress = "{address}"\n')
+        yield file
 
 
 @contextmanager
@@ -155,16 +146,26 @@ def lending(options: argparse.Namespace, group: ControlGroup, folder: Path, keys
         ours.keep_identity(Identity("laptop", "", head))
     command = [sys.executable, str(LENDER), str(options.model), options.listen, str(options.loaders)]
     command = [*options.enter.split(), "env", f"XDG_CONFIG_HOME={folder / 'board'}", *command]
+    with running(command, group, dict(os.environ)) as said:
+        address = said.readline().split()[1]
+        if keys:
+            with ours.change(0) as pairings:
+                pairings.boards = {"nas": PairedBoard(address, board.public)}
+        yield address
+
+
+@contextmanager
+def running(
+    command: list[str], group: ControlGroup, env: dict[str, str], errors: int | None = None
+) -> Iterator[IO[str]]:
+    """What it says; it ends with the context."""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: group.enter(os.getpid())
-    ) as process:
+        command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env,
+        preexec_fn=lambda: group.enter(os.getpid()),
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         try:
-            address = process.stdout.readline().split()[1]
-            if keys:
-                with ours.change(0) as pairings:
-                    pairings.boards = {"nas": PairedBoard(address, board.public)}
-            yield address
+            yield process.stdout
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -103,14 +103,18 @@ class LoaderCrew:
 
     @property
     def lenders(self) -> dict[str, int]:
-        """How many take from which board, and are up or on their way."""
-        members = self._crew.members
-        return dict(Counter(lender.name for number, lender in self._lenders.items() if number in members))
+        """How many took from which board, also those that were given up."""
+        return dict(Counter(lender.name for lender in self._lenders.values()))
+
+    @property
+    def remote(self) -> int:
+        """How many take from other boards, and are up or on their way."""
+        return sum(number in self._lenders for number in self._crew.members)
 
     @property
     def local(self) -> int:
         """How many read here, and are up or on their way."""
-        return self.count - sum(self.lenders.values())
+        return self.count - self.remote
 
     def name(self, loader: LoaderNo) -> str:
         """As people are told of it: `loader 3 (nas)`."""

@@ -557,8 +557,7 @@ class Daemon:
         return replace(plan, forecast_us=0, source="")
 
     def _needs(self, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int = 0) -> Needs:
-        remote = sum(self.crew.lenders.values())
-        return self._needs_of(self.plan.loaders, remote, base_nbytes, reserve_nbytes, wish_nbytes)
+        return self._needs_of(self.plan.loaders, self.crew.remote, base_nbytes, reserve_nbytes, wish_nbytes)
 
     def _needs_of(
         self, local: int, remote: int, base_nbytes: int, reserve_nbytes: int, wish_nbytes: int
@@ -584,7 +583,7 @@ class Daemon:
         if self.settings.borrowed is not None:  # which the plan knows nothing of
             loaders = self.plan.loaders if self.settings.has_copy else 0
             self.plan = replace(self.plan, loaders=loaders, window=0, forecast_us=0, source="")
-        self.slots.loaders = self.plan.loaders + sum(self.crew.lenders.values())
+        self.slots.loaders = self.plan.loaders + self.crew.remote
         for number, epoch in self.crew.resize(self.plan.loaders):
             if not self.hub.send(Peer("loader", number, epoch), StopLoader()):
                 self.crew.kill(number, epoch)  # not connected yet: it would work, uncounted, once it is

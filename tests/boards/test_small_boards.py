@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ def below(board: Served) -> list[str]:
     return found
 
 
+@contextmanager
+def borrowing(model: Path, home: Path, tmp_path: Path, env: dict[str, str], shelf: Served) -> Iterator[Launch]:
+    """A run that has said something, and reads from the board."""
+    with Launch(home / "shared", *words(model, "480MiB", 24), *shared(shelf, tmp_path), env=env) as run:
+        run.wait_for(lambda run: run.out and below(shelf))
+        yield run
+
+
 def token_ids(ended: Any) -> list[int]:
     assert ended.code == 0, ended.err
     found: list[int] = ended.object["answers"][0]["token_ids"]
@@ -115,8 +124,7 @@ def test_meanwhile_it_computes_nothing_and_may_be_lost(
     model: Path, home: Path, tmp_path: Path, env: dict[str, str], shelf: Served
 ) -> None:
     alone = launch(home / "alone", *words(model, "none", 24))
-    with Launch(home / "shared", *words(model, "480MiB", 24), *shared(shelf, tmp_path), env=env) as run:
-        run.wait_for(lambda run: run.out and below(shelf))
+    with borrowing(model, home, tmp_path, env, shelf) as run:
         titles = below(shelf)
         shelf.process.kill()
         ended = run.ended()
@@ -131,8 +139,7 @@ def test_a_head_that_computes_anew_goes_on_borrowing(
     model: Path, home: Path, tmp_path: Path, env: dict[str, str], shelf: Served
 ) -> None:
     alone = launch(home / "alone", *words(model, "none", 24))
-    with Launch(home / "shared", *words(model, "480MiB", 24), *shared(shelf, tmp_path), env=env) as run:
-        run.wait_for(lambda run: run.out and below(shelf))
+    with borrowing(model, home, tmp_path, env, shelf) as run:
         run.send(run.process("compute"), signal.SIGKILL)
         ended = run.ended()
     assert (ended.code, ended.out) == (0, alone.out)
